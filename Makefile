@@ -1,0 +1,57 @@
+# `make help` says what there is. Installation talks on stderr: stdout belongs to the answer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet) --disable-pip-version-check -c constraints.txt
+ARGS ?=
+
+.PHONY: help chat test heavy lint venv clean
+
+help:
+	@echo 'make chat    talk with the default model; text on stdin is answered on stdout'
+	@echo 'make test    run the tests'
+	@echo 'make heavy   run the tests that take minutes or gigabytes'
+	@echo 'make lint    check style, types and imports'
+	@echo 'make venv    make the empty environment .venv'
+	@echo 'make clean   remove .venv and what the tools left'
+	@echo
+	@echo "ARGS='...' passes options on, as in make chat ARGS='--temperature 0'; PYTHON=python3.12 chooses the Python."
+
+chat: .venv/.run
+	@$(BIN)/cierzo chat $(ARGS)
+
+test: .venv/.test
+	@$(BIN)/pytest -m 'not heavy' $(ARGS)
+
+# Status 5 says that no test was chosen.
+heavy: .venv/.test
+	@$(BIN)/pytest -m heavy $(ARGS) || [ $$? -eq 5 ]
+
+lint: .venv/.test
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+venv: .venv/.made
+
+.venv/.made:
+	@command -v "$(PYTHON)" >/dev/null || { echo 'error: there is no $(PYTHON): install Python 3.11 or newer' >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Cierzo needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1):" \
+			'name another one, as in make chat PYTHON=python3.12' >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv >&2
+	@touch $@
+
+.venv/.run: .venv/.made pyproject.toml constraints.txt
+	@echo 'installing Cierzo into .venv' >&2
+	@$(PIP_INSTALL) -e . >&2
+	@touch $@
+
+.venv/.test: .venv/.made pyproject.toml constraints.txt
+	@echo 'installing the test tools into .venv' >&2
+	@$(PIP_INSTALL) -e '.[test]' >&2
+	@touch .venv/.run $@
+
+clean:
+	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,50 @@
+"""The `cierzo` command. Every verb is one file here and imports what is heavy only when it runs."""
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from cierzo.cli.chat import chat
+from cierzo.cli.generate import generate
+from cierzo.errors import CierzoError
+from cierzo.version import __version__
+
+app = typer.Typer(
+    name="cierzo",
+    help="Run the Mistral 7B family of open language models on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(chat)
+app.command()(generate)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cierzo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Run the Mistral 7B family of open language models on this machine."""
+
+
+def main() -> None:
+    """Exit status: 0, 1 for an error told in one line on stderr, 2 for wrong usage, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an answer may hold characters that the locale has not
+    try:
+        app(prog_name="cierzo")
+    except CierzoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,145 @@
+"""The slow, obvious PyTorch of every hot operation: what the fast kernels are tested against, and what trains.
+
+T tokens, D model width, H query heads, G key/value heads, C head_dim, F hidden width, V vocabulary. Linear weights are
+[outputs, inputs], as checkpoints store them. All functions are differentiable and run wherever their tensors are.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cierzo.ops.context import AttentionContext, KeyValues
+from cierzo.ops.window import Window, first_visible
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine [T, C / 2], float32, of every token's RoPE angles."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Expert(NamedTuple):
+    """One SwiGLU feed-forward: w1 (gate) and w3 (up) [F, D], w2 (down) [D, F]."""
+
+    w1: Tensor
+    w2: Tensor
+    w3: Tensor
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
+    """RoPE angles position x theta^(-2i / head_dim) (arXiv:2104.09864, section 3.2), in float32 as published models."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = torch.outer(positions.float(), 1.0 / theta**exponents)
+    return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotate the (even, odd) pairs of x [T, heads, C]."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = by.cos.unsqueeze(1), by.sin.unsqueeze(1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm (arXiv:1910.07467, equation 4), the mean in float32. x [T, D]."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
+
+
+def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Rows of weight [V, D] for tokens [T]."""
+    return F.embedding(tokens, weight)
+
+
+def project_qkv(
+    x: Tensor,
+    norm: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    *,
+    eps: float,
+    rotation: Rotation,
+    context: AttentionContext,
+    layer: int,
+) -> tuple[Tensor, KeyValues]:
+    """Norm, q/k/v, RoPE, and the keys and values put where the context keeps them. x [T, D] -> q [T, H, C]."""
+    head_dim = rotation.cos.shape[-1] * 2
+    h = rms_norm(x, norm, eps)
+    q, k, v = (F.linear(h, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
+    return rotate(q, rotation), context.store(layer, rotate(k, rotation), v)
+
+
+def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: AttentionContext, layer: int) -> Tensor:
+    """Causal grouped-query attention of every sequence over its own keys. q [T, H, C] -> [T, H x C].
+
+    Query head h reads key/value head h // (H / G): arXiv:2305.13245, section 2.2.
+    """
+    out = []
+    for index, (start, stop, position) in enumerate(context.sequences):
+        first = first_visible(window, position)
+        rows = context.key_rows(layer, index, first)
+        k, v = (side[rows].transpose(0, 1).unsqueeze(0) for side in kv)  # [1, G, keys, C]
+        mask = _visible(position, stop - start, first, k.shape[2], window, q.device)
+        mixed = F.scaled_dot_product_attention(
+            q[start:stop].transpose(0, 1).unsqueeze(0), k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1]
+        )
+        out.append(mixed[0].transpose(0, 1).flatten(1))
+    return torch.cat(out) if out else q.flatten(1)
+
+
+def _visible(
+    position: int, queries: int, first: int, keys: int, window: Window | None, device: torch.device
+) -> Tensor | None:
+    """Which keys (positions from `first` on) each query (positions from `position` on) sees, [queries, keys]."""
+    if queries == 1 and (window is None or window.dilation == 1):
+        return None  # `first` has cut away what it cannot see
+    i = torch.arange(position, position + queries, device=device).unsqueeze(1)
+    distance = i - torch.arange(first, first + keys, device=device)
+    visible = distance >= 0
+    if window is not None:
+        visible &= (distance < window.reach) & (distance % window.dilation == 0)
+    return visible
+
+
+def project_out(mixed: Tensor, wo: Tensor, residual: Tensor) -> Tensor:
+    """Output projection [T, H x C] -> [T, D], plus the residual [T, D]."""
+    return residual + F.linear(mixed, wo)
+
+
+def gate_up(x: Tensor, norm: Tensor, w1: Tensor, w3: Tensor, *, eps: float) -> Tensor:
+    """Norm and the gated half of SwiGLU (arXiv:2002.05202, equation 6): [T, D] -> [T, F]."""
+    h = rms_norm(x, norm, eps)
+    return F.silu(F.linear(h, w1)) * F.linear(h, w3)
+
+
+def down(hidden: Tensor, w2: Tensor, residual: Tensor) -> Tensor:
+    """Down projection [T, F] -> [T, D], plus the residual [T, D]."""
+    return residual + F.linear(hidden, w2)
+
+
+def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *, chosen: int, eps: float) -> Tensor:
+    """Norm, Mixtral's sparse mixture of experts, and the residual (arXiv:2401.04088, section 2.1). x [T, D] -> [T, D].
+
+    Each token goes to its `chosen` best experts by gate [experts, D], weighted by a softmax over those alone.
+    """
+    h = rms_norm(x, norm, eps)
+    scores, picks = F.linear(h, gate).float().topk(chosen, -1)
+    weights = scores.softmax(-1).type_as(x)
+    out = torch.zeros_like(h)
+    for number, (w1, w2, w3) in enumerate(experts):
+        tokens, nth = torch.where(picks == number)
+        if tokens.numel():
+            mine = h[tokens]
+            answer = F.linear(F.silu(F.linear(mine, w1)) * F.linear(mine, w3), w2)
+            out = out.index_add(0, tokens, answer * weights[tokens, nth].unsqueeze(-1))
+    return x + out
+
+
+def logits(x: Tensor, norm: Tensor, output: Tensor, rows: Tensor | None, *, eps: float) -> Tensor:
+    """Final norm and vocabulary scores, float32, of the chosen rows of x [T, D] (all when None)."""
+    return F.linear(rms_norm(x if rows is None else x[rows], norm, eps), output).float()

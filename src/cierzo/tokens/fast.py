@@ -1,0 +1,171 @@
+"""Tokenizers that the `tokenizers` library runs: `tokenizer.json` files, and byte-pair vocabularies of GGUF files."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cierzo.errors import WeightsError
+from cierzo.tokens.interface import ChatError, Message
+from cierzo.tokens.template import ChatTemplate
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class FastTokenizer:
+    """A `tokenizers.Tokenizer` whose texts never become control tokens.
+
+    Args:
+        library: the tokenizer, for a text's beginning.
+        inner: the same for text that follows a control token, where it differs.
+        piece_bytes: bytes of every piece that is not a control token.
+        bos_id: what a plain text begins with, or None.
+    """
+
+    def __init__(
+        self,
+        library: "tokenizers.Tokenizer",
+        *,
+        inner: "tokenizers.Tokenizer | None" = None,
+        piece_bytes: Mapping[int, bytes],
+        bos_id: int | None,
+        stop_ids: Iterable[int],
+        adds_leading_space: bool,
+        template: ChatTemplate | None,
+    ) -> None:
+        self._library, self._inner = library, inner or library
+        self._piece_bytes = piece_bytes
+        self.vocab_size: int = library.get_vocab_size()
+        self.bos_id = bos_id
+        self.stop_ids = frozenset(stop_ids)
+        self.adds_leading_space = adds_leading_space
+        self._template = template
+
+    @property
+    def chat_refusal(self) -> str | None:
+        return None if self._template else NO_TEMPLATE
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._piece_bytes.get(token, b"")
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        if self._template is None:
+            raise ChatError(NO_TEMPLATE)
+        ids: list[int] = []
+        for piece in self._template.pieces(messages, tools):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += (self._inner if ids else self._library).encode(piece, add_special_tokens=False).ids
+        return ids
+
+
+NO_TEMPLATE = (
+    "this is a base model without a chat template: complete text with `cierzo generate`, "
+    "or give a template with --chat-template"
+)
+
+
+@cache
+def byte_level_alphabet() -> dict[str, int]:
+    """The characters by which byte-level vocabularies spell bytes (GPT-2's `bytes_to_unicode`, inverted)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def byte_level_bytes(piece: str) -> bytes:
+    """Bytes of a byte-level piece; a piece that is spelled otherwise (an added token) is its own text."""
+    alphabet = byte_level_alphabet()
+    if all(char in alphabet for char in piece):
+        return bytes(alphabet[char] for char in piece)
+    return piece.encode()
+
+
+def sentencepiece_bytes(piece: str) -> bytes:
+    """Bytes of a SentencePiece piece: U+2581 is a space, <0xE3> a byte."""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        try:
+            return bytes([int(piece[3:5], 16)])
+        except ValueError:
+            pass
+    return piece.replace("\u2581", " ").encode()
+
+
+def from_json(
+    path: Path, spec: dict[str, Any], *, bos: str, stop: Iterable[str], template: ChatTemplate | None
+) -> FastTokenizer:
+    """The tokenizer of a `tokenizer.json`.
+
+    Args:
+        path: the file, for messages.
+        spec: what is in it.
+        bos: the begin-of-text token, spelled. Whether plain texts begin with it is the file's post-processor's to say.
+        stop: control tokens that end an answer, spelled.
+    """
+    library = _library(path, spec)
+    begins_with = library.encode("", add_special_tokens=True).tokens[:1]
+    decoders = {part.get("type") for part in _parts(spec.get("decoder"), "decoders")}
+    added = {token["id"]: token for token in spec.get("added_tokens", [])}
+    if "ByteLevel" in decoders:
+        spell = byte_level_bytes
+    elif decoders & {"ByteFallback", "Metaspace"}:
+        spell = sentencepiece_bytes
+    else:
+        raise WeightsError(
+            f"{path}: decoder {sorted(map(str, decoders))} is not supported; ByteLevel and ByteFallback are"
+        )
+    piece_bytes = {
+        token: piece.encode() if token in added else spell(piece)
+        for piece, token in library.get_vocab(with_added_tokens=True).items()
+        if not added.get(token, {}).get("special")
+    }
+    return FastTokenizer(
+        library,
+        inner=_inner(path, spec),
+        piece_bytes=piece_bytes,
+        bos_id=library.token_to_id(bos) if begins_with == [bos] else None,
+        stop_ids=(token for token in map(library.token_to_id, stop) if token is not None),
+        adds_leading_space=spell is sentencepiece_bytes
+        and library.encode("a", add_special_tokens=False).tokens[0] != "a",
+        template=template,
+    )
+
+
+def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """A pipeline component, or the components of a sequence of them."""
+    if component is None:
+        return []
+    return component[key] if component.get("type") == "Sequence" else [component]
+
+
+def _library(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer":
+    """The library's tokenizer, which never looks for control tokens in a text."""
+    import tokenizers
+
+    try:
+        library = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises plain Exception
+        raise WeightsError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from None
+    library.no_truncation()  # a tokenizer.json may ask to cut texts in silence
+    library.no_padding()
+    library.encode_special_tokens = True
+    return library
+
+
+def _inner(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer | None":
+    """The tokenizer without the leading space that it adds only to a text's first part."""
+    metaspaces = [
+        part
+        for part in _parts(spec.get("pre_tokenizer"), "pretokenizers")
+        if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first"
+    ]
+    for part in metaspaces:
+        part["prepend_scheme"] = "never"
+    return _library(path, spec) if metaspaces else None

@@ -1,0 +1,58 @@
+"""What every tokenizer can do."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cierzo.errors import CierzoError
+
+Message = dict[str, Any]
+"""One message of a chat as in the OpenAI API: `role`, `content`, and for tools `tool_calls` or `tool_call_id`."""
+
+
+class ChatError(CierzoError):
+    """Messages that the model's template cannot hold, or a model that has no template."""
+
+
+class TemplateRefusalError(ChatError):
+    """Messages that the model's own template raised an error about."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Only `encode_chat` and `bos` make control tokens; no text ever becomes one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Control tokens that end an answer."""
+        ...
+
+    @property
+    def adds_leading_space(self) -> bool:
+        """Whether `encode` puts a space in front of a text, which decoding takes away again."""
+        ...
+
+    @property
+    def chat_refusal(self) -> str | None:
+        """None, or why `encode_chat` would refuse any chat."""
+        ...
+
+    def encode(self, text: str, *, bos: bool = False) -> list[int]:
+        """Ids of plain text, after the begin-of-text token if `bos` and the model has one."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 bytes (perhaps part of a character) that a token stands for; none for a control token."""
+        ...
+
+    def encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
+        """Ids of a conversation by the model's own template, ready for its answer.
+
+        Raises:
+            ChatError: no template, no tools in this template, or messages in an impossible order.
+        """
+        ...

@@ -1,0 +1,153 @@
+"""Chats to pieces of text and control tokens, by the template that a model brings.
+
+A template writes one string in which control tokens are spelled out, so a user's text could spell them too. Before a
+template sees a text, every control token spelled in it is broken by a mark; control tokens are then looked for in the
+template's result, and the marks taken out of what is left, which is only ever text. (A text's end that could begin a
+control token is marked as well, in case the template puts two texts side by side.)
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from cierzo.tokens.interface import ChatError, Message, TemplateRefusalError
+from cierzo.tokens.messages import checked, merged, with_parsed_arguments
+from cierzo.tokens.sandbox import TemplateSandbox
+
+Piece = str | int
+"""Plain text, or the id of a control token."""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{{ '<|im_start|>assistant\n' }}"
+)
+
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}\N{WORD JOINER}\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+class ChatTemplate(Protocol):
+    def pieces(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Piece]:
+        """The conversation, ready for an answer.
+
+        Raises:
+            ChatError: what this template cannot hold, and why.
+        """
+        ...
+
+
+class ControlTokens:
+    """The spelled control tokens of a vocabulary: breaks them in texts, finds them in templates' results."""
+
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self.ids = {text: token for text, token in ids.items() if text}
+        spelled = sorted(self.ids, key=len, reverse=True)
+        self._any = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
+        self._beginnings = {text[:n] for text in spelled for n in range(1, len(text))}
+        self._longest = max(map(len, spelled), default=0)
+
+    def broken(self, value: Any) -> Any:
+        """`value` (nested lists and mappings of texts) in which no text spells a control token."""
+        if isinstance(value, str):
+            return self._broken_text(value)
+        if isinstance(value, list | tuple):
+            return [self.broken(item) for item in value]
+        if isinstance(value, dict):
+            return {self.broken(key): self.broken(item) for key, item in value.items()}
+        return value
+
+    def _broken_text(self, text: str) -> str:
+        text = self._any.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+        for length in range(min(len(text), self._longest - 1), 0, -1):
+            if text[-length:] in self._beginnings:
+                cut = len(text) - length + 1
+                return text[:cut] + _MARK + text[cut:]
+        return text
+
+    def split(self, rendered: str) -> list[Piece]:
+        """Text and control tokens of a template's result, marks taken out."""
+        pieces: list[Piece] = []
+        at = 0
+        for found in self._any.finditer(rendered):
+            pieces += [rendered[at : found.start()].replace(_MARK, ""), self.ids[found[0]]]
+            at = found.end()
+        pieces.append(rendered[at:].replace(_MARK, ""))
+        return [piece for piece in pieces if piece != ""]
+
+
+class JinjaTemplate:
+    """A model's own Jinja template, run in a sandbox. Consecutive messages of one role are merged if it refuses them.
+
+    Args:
+        source: the template.
+        controls: spelled control tokens and their ids.
+        names: `bos_token`, `eos_token` and the like, spelled, for the template to write.
+    """
+
+    def __init__(self, source: str, controls: Mapping[str, int], names: Mapping[str, str]) -> None:
+        self._sandbox = TemplateSandbox(source)
+        self._controls, self._names = ControlTokens(controls), dict(names)
+        self._has_tools = re.search(r"\btools\b", source) is not None
+
+    def pieces(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Piece]:
+        messages = with_parsed_arguments(checked(messages))
+        if not self._has_tools and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
+            raise ChatError("this model's chat template has no place for tools: leave them out")
+        try:
+            rendered = self._render(messages, tools)
+        except TemplateRefusalError:
+            joined = merged(messages)
+            if len(joined) == len(messages):
+                raise
+            rendered = self._render(joined, tools)
+        return self._controls.split(rendered)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> str:
+        broken = [{**self._controls.broken(m), "role": m["role"]} for m in messages]
+        return self._sandbox.render(
+            {
+                **self._names,
+                "messages": broken,
+                "tools": None if tools is None else self._controls.broken(list(tools)),
+                "documents": None,
+                "add_generation_prompt": True,
+            }
+        )
+
+
+class Llama2Template:
+    """Llama 2's chat format (the model's own code: `[INST]`, `<<SYS>>`), which has neither tools nor control tokens."""
+
+    def __init__(self, bos_id: int, eos_id: int) -> None:
+        self._bos, self._eos = bos_id, eos_id
+
+    def pieces(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Piece]:
+        messages = merged(checked(messages))
+        if tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+            raise ChatError("Llama 2's chat format has no place for tools: leave them out")
+        system = ""
+        if messages[0]["role"] == "system":
+            system = f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>\n\n"
+            messages = messages[1:]
+        roles = ["user", "assistant"] * len(messages)
+        if [m["role"] for m in messages] != roles[: len(messages)] or len(messages) % 2 == 0:
+            raise ChatError("Llama 2's chat format needs user and assistant in turns, a user's message last")
+        texts = [m["content"].strip() for m in messages]
+        pieces: list[Piece] = []
+        for asked, answered in zip(texts[::2], [*texts[1::2], None], strict=True):
+            pieces += [self._bos, f"[INST] {(system + asked).strip()} [/INST]" + (f" {answered} " if answered else "")]
+            pieces += [] if answered is None else [self._eos]
+            system = ""
+        return pieces
+
+
+def template_source(name: str) -> str:
+    """The Jinja source that `name` means: "chatml", or a file."""
+    if name == "chatml":
+        return CHATML
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ChatError(
+            f"chat template {name!r} is none of none, chatml, llama-2, and no readable file: {error}"
+        ) from None

@@ -1,0 +1,7 @@
+"""Model weights from the formats that people have them in: consolidated, Hugging Face and GGUF."""
+
+from cierzo.weights.gguf import read_metadata
+from cierzo.weights.load import load_model
+from cierzo.weights.source import WeightSource, open_source
+
+__all__ = ["WeightSource", "load_model", "open_source", "read_metadata"]

@@ -1,0 +1,298 @@
+"""GGUF files of the llama architecture, which Mistral's and Mixtral's are too.
+
+The header is read here and not with `gguf.GGUFReader`, which makes several array objects of every string and needs
+seconds for a vocabulary; the quantised types are the library's. q and k are already in interleaved rotary order.
+Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+import mmap
+import re
+import struct
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cierzo.errors import WeightsError
+from cierzo.model import ModelConfig
+from cierzo.weights.source import common_dtype, make_config, whole
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_SCALARS = {
+    0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
+}  # fmt: skip
+_STRING, _ARRAY = 8, 9
+
+_FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+
+_MODEL = {
+    "token_embd.weight": "tok_embeddings.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "output.weight",
+}
+_LAYER = {
+    "attn_norm": "attention_norm",
+    "attn_q": "attention.wq",
+    "attn_k": "attention.wk",
+    "attn_v": "attention.wv",
+    "attn_output": "attention.wo",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_down": "feed_forward.w2",
+    "ffn_up": "feed_forward.w3",
+    "ffn_gate_inp": "feed_forward.gate",
+}
+_EXPERT = {"ffn_gate": "w1", "ffn_down": "w2", "ffn_up": "w3"}
+_IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
+_ONE_EXPERT = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)\.(\d+)\.weight")
+_ALL_EXPERTS = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)_exps\.weight")
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies: `shape` outermost first, ggml's type number, and bytes from the start of the data."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+class Header(NamedTuple):
+    metadata: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    data: int  # where the tensors' data starts in the file
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The key-value part of a GGUF file as plain Python: numbers, booleans, strings and lists of them."""
+    return read_header(path).metadata
+
+
+def read_header(path: Path) -> Header:
+    """Everything in front of the weights. Raises `WeightsError` when the file is not a GGUF file, or ends inside."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _HeaderReader(path, data).header()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (struct.error, ValueError) as error:  # beyond the end, or no bytes at all
+        raise WeightsError(f"{path}: the file ends inside its header: fetch it again") from error
+
+
+class _HeaderReader:
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at = path, data, 0
+
+    def header(self) -> Header:
+        if self.data[:4] != b"GGUF":
+            raise WeightsError(f"{self.path}: not a GGUF file: it does not start with 'GGUF'")
+        self.at = 4
+        version = self.number(_U32)
+        if version not in (2, 3):
+            raise WeightsError(
+                f"{self.path}: GGUF version {version} (or byte order) is not supported: only 2 and 3 are"
+            )
+        n_tensors, n_values = self.number(_U64), self.number(_U64)
+        metadata: dict[str, Any] = {}
+        for _ in range(n_values):
+            key = self.strings(1, "a key")[0]
+            metadata[key] = self.value(self.number(_U32), key)
+        tensors: dict[str, StoredTensor] = {}
+        for _ in range(n_tensors):
+            name = self.strings(1, "a tensor's name")[0]
+            if name in tensors:
+                raise WeightsError(f"{self.path}: tensor {name!r} is there twice: fetch the file again")
+            shape = [self.number(_U64) for _ in range(self.number(_U32))]
+            tensors[name] = StoredTensor(tuple(reversed(shape)), self.number(_U32), self.number(_U64))
+        alignment = whole(self.path, {"general.alignment": 32} | metadata, "general.alignment")
+        return Header(metadata, tensors, -(-self.at // alignment) * alignment)
+
+    def number(self, kind: struct.Struct) -> int:
+        (value,) = kind.unpack_from(self.data, self.at)
+        self.at += kind.size
+        return int(value)
+
+    def strings(self, count: int, what: str) -> list[str]:
+        values, data, at, size_at = [], self.data, self.at, _U64.unpack_from
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + size_at(data, at)[0]
+                values.append(data[start:at].decode())
+        except UnicodeDecodeError as error:
+            raise WeightsError(f"{self.path}: {what} holds text that is not UTF-8: fetch the file again") from error
+        if at > len(data):
+            raise ValueError
+        self.at = at
+        return values
+
+    def value(self, kind: int, key: str) -> Any:
+        if kind == _STRING:
+            return self.strings(1, key)[0]
+        if kind == _ARRAY:
+            kind, count = self.number(_U32), self.number(_U64)
+            return self.strings(count, key) if kind == _STRING else self.numbers(kind, count, key)
+        return self.numbers(kind, 1, key)[0]
+
+    def numbers(self, kind: int, count: int, key: str) -> list[Any]:
+        if kind not in _SCALARS:
+            raise WeightsError(f"{self.path}: {key!r} has the unknown type {kind}: fetch the file again")
+        dtype = np.dtype(_SCALARS[kind])
+        values: list[Any] = np.frombuffer(self.data[self.at : self.at + count * dtype.itemsize], dtype).tolist()
+        if len(values) != count:
+            raise ValueError
+        self.at += count * dtype.itemsize
+        return values
+
+
+class _Place(NamedTuple):
+    """The stored tensor of a parameter, and which of its experts when it holds all of them."""
+
+    stored: str
+    expert: int | None = None
+
+
+class GgufFile:
+    """A `WeightSource` over one GGUF file; quantised tensors come out in float32, one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = read_header(path)
+        self.config = read_config(path, self._header)
+        size = path.stat().st_size
+        for name, tensor in self._header.tensors.items():
+            end = self._header.data + tensor.offset + self._n_bytes(name)
+            if end > size:
+                raise WeightsError(f"{path}: {size} bytes, but tensor {name!r} ends at {end}: fetch the file again")
+        self._places = {
+            ours: place for name, tensor in self._header.tensors.items() for ours, place in _places(name, tensor)
+        }
+        self.shapes = {
+            ours: self._header.tensors[stored].shape[0 if expert is None else 1 :]
+            for ours, (stored, expert) in self._places.items()
+        }
+        self.dtype = common_dtype(
+            _FLOATS.get(tensor.kind, torch.float32) for tensor in self._header.tensors.values() if len(tensor.shape) > 1
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        stored, expert = self._places[name]
+        shape, kind, offset = self._header.tensors[stored]
+        start = self._header.data + offset
+        raw = self._data[start : start + self._n_bytes(stored)]
+        if expert is not None:
+            raw = raw.reshape(shape[0], -1)[expert]
+            shape = shape[1:]
+        if kind in _FLOATS:
+            return torch.from_numpy(raw).view(_FLOATS[kind]).view(shape)
+        from gguf import GGMLQuantizationType, dequantize
+
+        return torch.from_numpy(dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType(kind)))
+
+    @cached_property
+    def _data(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        # Copy on write, as torch has no read-only tensors.
+        return np.asarray(np.memmap(self.path, np.uint8, mode="c"))
+
+    def _n_bytes(self, name: str) -> int:
+        shape, kind, _ = self._header.tensors[name]
+        block, size = (1, _FLOATS[kind].itemsize) if kind in _FLOATS else _block(kind) or (0, 0)
+        if not block:
+            raise WeightsError(
+                f"{self.path}: tensor {name!r} has the type {kind}, which the gguf library cannot dequantise"
+            )
+        if not shape or shape[-1] % block:
+            raise WeightsError(f"{self.path}: tensor {name!r} is {list(shape)}, not rows of a multiple of {block}")
+        return math.prod(shape) // block * size
+
+
+@cache
+def _block(kind: int) -> tuple[int, int] | None:
+    """Values and bytes of a quantised type's block; None when the gguf library does not know how to read it."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    try:
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        dequantize(np.zeros((1, size), np.uint8), GGMLQuantizationType(kind))
+    except (ValueError, KeyError, NotImplementedError):
+        return None
+    return block, size
+
+
+def _places(name: str, tensor: StoredTensor) -> list[tuple[str, _Place]]:
+    """The parameters, by Mistral's names, that one stored tensor holds.
+
+    Experts are together, [experts, outputs, inputs], or in older files apart.
+    """
+    if name in _MODEL:
+        return [(_MODEL[name], _Place(name))]
+    if (found := _IN_LAYER.fullmatch(name)) and found[2] in _LAYER:
+        return [(f"layers.{found[1]}.{_LAYER[found[2]]}.weight", _Place(name))]
+    if found := _ONE_EXPERT.fullmatch(name):
+        return [(f"layers.{found[1]}.feed_forward.experts.{found[3]}.{_EXPERT[found[2]]}.weight", _Place(name))]
+    if (found := _ALL_EXPERTS.fullmatch(name)) and len(tensor.shape) == 3:
+        layer = f"layers.{found[1]}.feed_forward.experts"
+        return [(f"{layer}.{e}.{_EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(tensor.shape[0])]
+    return [(name, _Place(name))]
+
+
+def read_config(path: Path, header: Header) -> ModelConfig:
+    """The configuration in a header; refuses by name what this model cannot run.
+
+    Converters do not write the window of 7B v0.1, so such a file runs as it says, without one.
+    """
+    metadata, tensors = header.metadata, header.tensors
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise WeightsError(
+            f"{path}: architecture {architecture!r} is not supported: only llama is (Mistral, Mixtral, Llama)"
+        )
+    if metadata.get("split.count", 1) > 1:
+        raise WeightsError(f"{path}: one of {metadata['split.count']} parts: merge them with llama-gguf-split --merge")
+    values = {key.removeprefix("llama."): value for key, value in metadata.items()}
+    for key, plain in (("rope.scaling.type", "none"), ("rope.scaling.factor", 1.0), ("rope.scale_linear", 1.0)):
+        if values.get(key, plain) != plain:
+            raise WeightsError(
+                f"{path}: 'llama.{key}' {values[key]!r} is not supported: only plain rotary embeddings are"
+            )
+    if "attention.sliding_window_pattern" in values:
+        raise WeightsError(f"{path}: 'llama.attention.sliding_window_pattern' is not supported: take another format")
+    for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        if name in tensors:
+            raise WeightsError(f"{path}: tensor {name!r} is not supported: only plain rotary embeddings are")
+    if "token_embd.weight" not in tensors:
+        raise WeightsError(f"{path}: no tensor 'token_embd.weight': fetch the file again")
+
+    dim, n_heads = whole(path, values, "embedding_length"), whole(path, values, "attention.head_count")
+    head_dim = values.get("attention.key_length", dim // n_heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if values.get(key, head_dim) != head_dim:
+            raise WeightsError(
+                f"{path}: 'llama.{key}' {values[key]} is not the heads' {head_dim}: that is not supported"
+            )
+    return make_config(
+        path,
+        dim=dim,
+        n_layers=whole(path, values, "block_count"),
+        head_dim=head_dim,
+        hidden_dim=whole(path, values, "feed_forward_length"),
+        n_heads=n_heads,
+        n_kv_heads=values.get("attention.head_count_kv", n_heads),
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        max_seq_len=whole(path, values, "context_length"),
+        norm_eps=_decimal(values.get("attention.layer_norm_rms_epsilon")),
+        rope_theta=_decimal(values.get("rope.freq_base", 10_000.0)),
+        sliding_window=values.get("attention.sliding_window") or None,
+        tied_embeddings="output.weight" not in tensors,
+        experts=(whole(path, values, "expert_count"), whole(path, values, "expert_used_count"))
+        if values.get("expert_count")
+        else None,
+    )
+
+
+def _decimal(value: Any) -> Any:
+    """The number that was meant by one stored in float32: 1e-05, not 9.999999747e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,0 +1,31 @@
+"""Fixtures and options of the whole suite."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from cierzo.weights.pull import FetchError, resolve_model
+
+_left = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def default_gguf() -> Path:
+    """The default model from the user's cache, fetched when it is not there."""
+    try:
+        return resolve_model(None, progress=False)
+    except FetchError as error:
+        pytest.skip(str(error))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m takes tests away
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[_left] = [item.nodeid for item in items if item.get_closest_marker("heavy")]
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
+    """Name the tests that `make test` leaves to `.ci/run`."""
+    chosen = {item.nodeid for item in items}
+    left = [name for name in config.stash[_left] if name not in chosen]
+    return [f"left to .ci/run ({len(left)}):", *(f"  {name}" for name in left)] if left else []

@@ -1,0 +1,241 @@
+"""The sampler against exact probabilities, and reproducible answers."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cierzo.engine import Engine, SamplingParams, Sequence
+from cierzo.engine.sampler import adjusted, choose, distribution, token_logprob
+from cierzo.errors import CierzoError
+from support.models import recomputed_logits, tiny_config, tiny_engine
+
+SCORES = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -4.0, 1.0])
+DRAWS = 4000
+CRITICAL = 35.0
+"""Chi-square of 7 degrees of freedom passes this once in 100,000 times; the seeds are fixed."""
+
+
+def expected(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The distribution, written again as plainly as can be."""
+    p = {i: float(x) for i, x in enumerate((scores.double() / params.temperature).softmax(-1))}
+
+    def normed(kept: dict[int, float]) -> dict[int, float]:
+        return {i: x / sum(kept.values()) for i, x in kept.items()}
+
+    best_first = sorted(p, key=lambda i: -p[i])
+    if params.top_k:
+        p = normed({i: p[i] for i in best_first[: params.top_k]})
+    if params.top_p < 1:
+        kept: list[int] = []
+        for i in (i for i in best_first if i in p):
+            kept.append(i)
+            if sum(p[j] for j in kept) >= params.top_p:
+                break
+        p = normed({i: p[i] for i in kept})
+    if params.min_p:
+        p = normed({i: x for i, x in p.items() if x >= params.min_p * max(p.values())})
+    return torch.tensor([p.get(i, 0.0) for i in range(len(scores))], dtype=torch.float64)
+
+
+EACH: list[dict[str, Any]] = [
+    {"temperature": 1.0},
+    {"temperature": 0.5},
+    {"temperature": 3.0},
+    {"temperature": 1.0, "top_k": 3},
+    {"temperature": 1.0, "top_k": 100},
+    {"temperature": 1.0, "top_p": 0.7},
+    {"temperature": 1.0, "top_p": 1e-9},
+    {"temperature": 1.0, "min_p": 0.2},
+    {"temperature": 1.0, "min_p": 1.0},
+    {"temperature": 1.5, "top_k": 5, "top_p": 0.8, "min_p": 0.1},
+]
+
+
+@pytest.mark.parametrize("settings", EACH, ids=str)
+def test_tokens_come_as_often_as_they_should(settings: dict[str, Any]) -> None:
+    params = SamplingParams(**settings)
+    exact = expected(SCORES, params)
+    torch.testing.assert_close(distribution(SCORES, params), exact)
+    generator = torch.Generator().manual_seed(1)
+    counts = Counter(choose(SCORES, params, [], 0, generator) for _ in range(DRAWS))
+    assert set(counts) <= set(exact.nonzero().flatten().tolist())
+    chi_square = sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist()) if p)
+    assert chi_square < CRITICAL
+
+
+def test_the_statistical_test_would_notice_a_small_bias() -> None:
+    generator = torch.Generator().manual_seed(1)
+    counts = Counter(choose(SCORES, SamplingParams(temperature=0.9), [], 0, generator) for _ in range(DRAWS))
+    exact = expected(SCORES, SamplingParams(temperature=1.0))
+    assert sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist())) > CRITICAL
+
+
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12),
+    st.floats(0.05, 5),
+    st.integers(0, 12),
+    st.floats(0.01, 1),
+    st.floats(0, 1),
+)
+def test_any_settings_leave_a_distribution_with_the_best_token(
+    scores: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    probabilities = distribution(torch.tensor(scores), params)
+    assert abs(probabilities.sum().item() - 1) < 1e-9
+    assert probabilities[torch.tensor(scores).argmax()] > 0
+    assert (probabilities > 0).sum() <= (top_k or len(scores))
+
+
+def test_penalties_and_bias() -> None:
+    scores = torch.tensor([2.0, -2.0, 1.0, 0.0, 3.0])
+    ids, n_prompt = [0, 1, 2, 2], 2  # 0 and 1 are in the prompt, 2 twice in the answer
+
+    def after(**settings: Any) -> list[float]:
+        return [round(x, 4) for x in adjusted(scores, SamplingParams(**settings), ids, n_prompt).tolist()]
+
+    assert after(repetition_penalty=2.0) == [1.0, -4.0, 0.5, 0.0, 3.0]
+    assert after(presence_penalty=0.5) == [2.0, -2.0, 0.5, 0.0, 3.0]
+    assert after(frequency_penalty=0.5) == [2.0, -2.0, 0.0, 0.0, 3.0]
+    assert after(logit_bias={3: 1.5, 4: -100}) == [2.0, -2.0, 1.0, 1.5, -97.0]
+    assert after(logit_bias={2: 1}, repetition_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.25) == [
+        1.0, -4.0, 0.25, 0.0, 3.0,
+    ]  # fmt: skip
+    assert scores.tolist() == [2.0, -2.0, 1.0, 0.0, 3.0]
+
+
+def test_logprobs_are_the_models_own() -> None:
+    got = token_logprob(SCORES, 3, 2)
+    exact = SCORES.log_softmax(-1)
+    assert got.token_id == 3
+    assert got.logprob == pytest.approx(exact[3].item())
+    assert [t for t, _ in got.top] == [0, 1]
+    assert [p for _, p in got.top] == pytest.approx([exact[0].item(), exact[1].item()])
+
+
+def run(engine: Engine, *sequences: Sequence) -> list[list[int]]:
+    while any(s.finish_reason is None for s in sequences):
+        engine.step()
+    return [s.ids[s.n_prompt :] for s in sequences]
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)  # a draw may fall on the edge of rounding
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 2**63 - 1)), min_size=1, max_size=5))
+def test_the_same_seed_gives_the_same_answer_in_any_company(requests: list[tuple[bytes, int]]) -> None:
+    engine = tiny_engine(tiny_config(sliding_window=8, max_seq_len=100), chunk_size=16, cache_tokens=500)
+    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, max_tokens=10, ignore_eos=True)
+    alone = [run(engine, engine.add(list(prompt), replace(params, seed=seed)))[0] for prompt, seed in requests]
+    together = run(engine, *[engine.add(list(prompt), replace(params, seed=seed)) for prompt, seed in requests])
+    assert together == alone
+
+
+def test_without_a_seed_answers_differ() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=100), cache_tokens=500)
+    params = SamplingParams(temperature=2.0, max_tokens=20, ignore_eos=True)
+    answers = run(engine, *[engine.add([1, 2, 3], params) for _ in range(4)])
+    assert len({tuple(a) for a in answers}) > 1
+
+
+def test_stop_tokens_end_the_answer_and_have_no_text() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=100))
+    for stop, params in (
+        (257, SamplingParams(logit_bias={257: 1000.0}, temperature=0)),
+        (65, SamplingParams(logit_bias={65: 1000.0}, temperature=0, stop_token_ids=(65,))),
+    ):
+        sequence = engine.add([1, 2], params)
+        assert run(engine, sequence) == [[stop]]
+        assert sequence.finish_reason == "stop"
+        assert "".join(d.text for d in sequence.deltas) == ""
+    forced = SamplingParams(logit_bias={257: 1000.0}, temperature=0, ignore_eos=True, max_tokens=3)
+    sequence = engine.add([1, 2], forced)
+    assert run(engine, sequence) == [[257] * 3]
+    assert sequence.finish_reason == "length"
+
+
+def test_stop_texts_end_the_answer_before_them() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=100))
+    sequence = engine.add([1], SamplingParams(logit_bias={ord("a"): 1000.0}, temperature=0, stop=("aaaa", "zz")))
+    run(engine, sequence)
+    assert sequence.finish_reason == "stop"
+    assert "".join(d.text for d in sequence.deltas) == ""
+    assert sequence.ids[1:] == [ord("a")] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"temperature": -0.1}, "temperature must be at least 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p must be above 0"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k must be a whole number"),
+        ({"min_p": 2}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"max_tokens": 0}, "max_tokens must be a whole number from 1"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ("",)}, "none of them empty"),
+        ({"logit_bias": {1: float("inf")}}, "finite"),
+        ({"logprobs": 101}, "logprobs"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(CierzoError, match=says):
+        SamplingParams(**settings)
+
+
+def test_impossible_requests_are_refused_with_the_numbers() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=50), cache_tokens=32, block_size=16)
+    with pytest.raises(CierzoError, match="prompt is empty"):
+        engine.add([], SamplingParams())
+    with pytest.raises(CierzoError, match="token id 260 is outside the vocabulary of 260"):
+        engine.add([260], SamplingParams())
+    with pytest.raises(CierzoError, match="token id 999"):
+        engine.add([1], SamplingParams(logit_bias={999: 1.0}))
+    with pytest.raises(CierzoError, match="51 prompt tokens and an answer of at least 1 pass the limit of 50"):
+        engine.add([1] * 51, SamplingParams())
+    with pytest.raises(CierzoError, match="40 prompt tokens and an answer of 11 pass the limit of 50"):
+        engine.add([1] * 40, SamplingParams(max_tokens=11))
+    with pytest.raises(CierzoError, match="need a cache of 48 tokens, and it holds 32"):
+        engine.add([1] * 30, SamplingParams(max_tokens=10))
+
+
+def test_the_whole_limit_can_be_used() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=50))
+    sequence = engine.add([1] * 49, SamplingParams(ignore_eos=True))
+    assert len(run(engine, sequence)[0]) == 1
+    assert sequence.finish_reason == "length"
+    scored = engine.add([1] * 50, SamplingParams(), scoring=True)
+    run(engine, scored)
+    assert len(scored.prompt_logprobs) == 49
+
+
+def test_cancelling_frees_the_blocks() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=200), block_size=4, chunk_size=8)
+    sequences = [engine.add([1] * 60, SamplingParams(max_tokens=5)) for _ in range(5)]
+    for _ in range(3):
+        engine.step()
+    for sequence in sequences:
+        engine.cancel(sequence)
+        engine.cancel(sequence)
+        assert [d.finish_reason for d in sequence.deltas] == ["cancelled"]
+    assert engine.pools[0].free == engine.pools[0].size
+    engine.step()  # nothing to do, and no harm
+
+
+def test_scores_are_the_models_log_probabilities() -> None:
+    engine = tiny_engine(tiny_config(max_seq_len=100), chunk_size=7)
+    prompt = list(b"the quick brown fox")
+    sequence = engine.add(prompt, SamplingParams(logprobs=3), scoring=True)
+    run(engine, sequence)
+    exact = recomputed_logits(engine.model, prompt).log_softmax(-1)
+    for place, (token, got) in enumerate(zip(prompt[1:], sequence.prompt_logprobs, strict=True)):
+        assert got.token_id == token
+        assert got.logprob == pytest.approx(exact[place, token].item(), abs=1e-4)
+        assert [p for _, p in got.top] == pytest.approx(exact[place].topk(3).values.tolist(), abs=1e-4)

@@ -1,0 +1,179 @@
+"""`tokenizer.json` models: ids and chats equal to transformers', and no forged control tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from cierzo.errors import CierzoError
+from cierzo.tokens import ChatError, Tokenizer, decode, load_tokenizer
+
+CORPUS = [
+    "The cat sat on the mat. In 2023 it cost 1234 euros, ünïcödé 日本語 👩‍👩‍👧!",
+    "  def f(x):\n\treturn x\n\n",
+] * 50
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def trained(kind: str) -> tokenizers.Tokenizer:
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=[])
+    if kind == "byte-level":
+        library = tokenizers.Tokenizer(models.BPE())
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        library.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    else:  # as Llama's: spaces become U+2581, unknown characters bytes
+        library = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        if kind == "metaspace":
+            library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        else:
+            library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        library.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        pieces = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+        trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=pieces)
+    library.train_from_iterator(CORPUS, trainer)
+    if kind != "byte-level":  # the byte pieces are ordinary ones
+        spec = json.loads(library.to_str())
+        spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].startswith("<0x")]
+        library = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        library.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", library.token_to_id("<s>"))]
+        )
+    return library
+
+
+@pytest.fixture(scope="module", params=["byte-level", "metaspace", "prepend"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(request.param)
+    library = trained(request.param)
+    library.enable_truncation(4)  # which must not cut anything
+    library.save(str(path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "tokenizer_class": "PreTrainedTokenizerFast"}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [library.token_to_id("<|im_end|>")]}))
+    return path
+
+
+def reference(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.no_truncation()
+    return PreTrainedTokenizerFast(tokenizer_object=library, bos_token="<s>", eos_token="</s>")
+
+
+def with_template(folder: Path, source: str, tmp_path: Path) -> Tokenizer:
+    file = tmp_path / "chat.jinja"
+    file.write_text(source)
+    return load_tokenizer(folder, str(file))
+
+
+TEXTS = ["Hello the cat", "", " leading", "trailing ", "日本語 👩‍👩‍👧 ünï", "a  b\n\n\tc", "1234 2023"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_plain_text_has_the_ids_of_transformers(folder: Path, text: str) -> None:
+    ours = load_tokenizer(folder)
+    assert ours.encode(text, bos=True) == reference(folder)(text)["input_ids"]
+
+
+@pytest.mark.parametrize("template", [CHATML, INST], ids=["chatml", "inst"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_chats_have_the_ids_of_transformers(folder: Path, template: str, text: str, tmp_path: Path) -> None:
+    said = [("user", text), ("assistant", "Yes " + text), ("user", "?")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    expected = reference(folder).apply_chat_template(chat, chat_template=template, add_generation_prompt=True)
+    assert with_template(folder, template, tmp_path).encode_chat(chat) == expected["input_ids"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.sampled_from([*SPECIAL, "<|im_", "end|>", "<", "|>", "</", "s>", "[", "x", " "]), max_size=6))
+def test_no_text_becomes_a_control_token(folder: Path, parts: list[str]) -> None:
+    """Also not half a control token in one message and the other half in the next."""
+    ours = forgeable(folder)
+    text = "".join(parts)
+    controls = set(range(len(SPECIAL) + 1))
+    ids = ours.encode_chat([{"role": "user", "content": text}, {"role": "assistant", "content": text}])
+    assert [t for t in ids if t in controls] == []
+    assert not controls & set(ours.encode(text))
+
+
+_forgeable: dict[Path, Tokenizer] = {}
+
+
+def forgeable(folder: Path) -> Tokenizer:
+    """Messages side by side, with nothing between them."""
+    if folder not in _forgeable:
+        file = folder / "bare.jinja"
+        file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+        _forgeable[folder] = load_tokenizer(folder, str(file))
+    return _forgeable[folder]
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=30))
+def test_decoding_gives_the_text_back(folder: Path, text: str) -> None:
+    ours = forgeable(folder)
+    assert decode(ours, ours.encode(text, bos=True)) == text
+
+
+def test_stop_tokens_are_those_of_the_generation_settings_too(folder: Path) -> None:
+    ids = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert load_tokenizer(folder).stop_ids == {ids.token_to_id("</s>"), ids.token_to_id("<|im_end|>")}
+
+
+def test_consecutive_roles_are_merged_where_the_template_refuses_them(folder: Path, tmp_path: Path) -> None:
+    ours = with_template(folder, INST, tmp_path)
+    twice = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
+    assert ours.encode_chat(twice) == ours.encode_chat([{"role": "user", "content": "one\n\ntwo"}])
+    with pytest.raises(ChatError, match="roles must alternate"):
+        ours.encode_chat([{"role": "assistant", "content": "I begin"}])
+
+
+def test_a_base_model_says_that_it_has_no_template(folder: Path) -> None:
+    ours = load_tokenizer(folder)
+    assert ours.chat_refusal is not None
+    with pytest.raises(ChatError, match="base model"):
+        ours.encode_chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_template_without_tools_says_so(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ChatError, match="no place for tools"):
+        with_template(folder, CHATML, tmp_path).encode_chat(
+            [{"role": "user", "content": "Hi"}], [{"type": "function", "function": {"name": "f"}}]
+        )
+
+
+def test_a_decoder_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    library = trained("byte-level")
+    library.decoder = decoders.WordPiece()
+    library.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CierzoError, match="WordPiece"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CierzoError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(CierzoError, match="no tokenizer; looked for"):
+        load_tokenizer(tmp_path)
