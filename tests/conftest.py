@@ -4,8 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cierzo.weights.pull import FetchError, resolve_model
+
+# PyTorch's threads spin while they wait: two of them on a core that others use make tiny products 50 times slower.
+torch.set_num_threads(1)
 
 _left = pytest.StashKey[list[str]]()
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,16 +36,15 @@ class Chat:
 
     def __init__(self, command: str, arguments: list[str], environment: dict[str, str], rows: int = 24) -> None:
         self.child = pexpect.spawn(
-            command, arguments, env=environment, dimensions=(rows, 80), encoding="utf-8", timeout=120
+            command, arguments, env=environment, dimensions=(rows, 80), encoding="utf-8", timeout=60
         )
 
     def expect(self, text: str) -> None:
         self.child.expect_exact(text)
 
-    def prompt(self) -> str:
-        """Wait for the prompt; what was shown before it, without colours."""
-        self.child.expect_exact("> ")
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.child.before)
+    def prompt(self) -> None:
+        """Wait until the prompt is there (it turns bracketed paste on)."""
+        self.child.expect_exact("\x1b[?2004h")
 
     def send(self, line: str) -> None:
         self.child.send(line + "\r")

@@ -27,10 +27,13 @@ def chat(
 ) -> None:
     """Talk with a model. /help there lists the commands.
 
-    When stdin is no terminal, all of it is one message, and the answer goes to stdout as plain text.
+    When stdin is no terminal, all of it is one message, and the answer goes to stdout as plain text; it is then the
+    model's best one, the same each time, unless a temperature is given.
     """
     terminal = sys.stdin.isatty()
     message = "" if terminal else opt.read_stdin("the message to answer")
+    if not terminal and temperature is None:
+        temperature = 0
     settings = opt.sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, max_tokens=max_tokens, stop=stop
     )

@@ -25,6 +25,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
 
+class Embedding(nn.Module):
+    """A row of width dim for every token. (`nn.Embedding` would draw random numbers, 0.5-2 s on the meta device.)"""
+
+    def __init__(self, vocab_size: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(vocab_size, dim))
+
+
 class Attention(nn.Module):
     """Grouped-query attention; multi-head when n_kv_heads = n_heads, multi-query when it is 1."""
 
@@ -91,7 +99,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(TransformerBlock(config, i) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim)
         self.output = None if config.tied_embeddings else _linear(config.dim, config.vocab_size)
