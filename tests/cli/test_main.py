@@ -132,6 +132,17 @@ def test_wrong_usage(run: Run, arguments: list[str]) -> None:
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.parametrize(("own", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_do_not_spin_unless_the_user_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch, own: str | None, policy: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == policy
+
+
 def test_generate_continues_a_text(run: Run, llm: FakeLLM) -> None:
     assert run("generate", "--prompt", "Once ") == (0, "The capital is Paris.\n", "")
     run("generate", stdin=b"Once upon\n")

@@ -82,13 +82,15 @@ def test_the_statistical_test_would_notice_a_small_bias() -> None:
     st.floats(0.01, 1),
     st.floats(0, 1),
 )
-def test_any_settings_leave_a_distribution_with_the_best_token(
+def test_any_settings_leave_a_distribution_with_a_best_token(
     scores: list[float], temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    probabilities = distribution(torch.tensor(scores), params)
+    given_scores = torch.tensor(scores)
+    probabilities = distribution(given_scores, params)
     assert abs(probabilities.sum().item() - 1) < 1e-9
-    assert probabilities[torch.tensor(scores).argmax()] > 0
+    # Or one so close to the best that their probabilities are the same number.
+    assert given_scores[probabilities > 0].max() > given_scores.max() - 1e-5
     assert (probabilities > 0).sum() <= (top_k or len(scores))
 
 

@@ -1,6 +1,7 @@
 """The `cierzo` command. Every verb is one file here and imports what is heavy only when it runs."""
 
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -40,6 +41,8 @@ def options(
 
 def main() -> None:
     """Exit status: 0, 1 for an error told in one line on stderr, 2 for wrong usage, 130 for Ctrl-C."""
+    # PyTorch's threads would spin while they wait for each other: 50 times slower when another process has a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer may hold characters that the locale has not
