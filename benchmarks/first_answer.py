@@ -59,7 +59,8 @@ def main() -> None:
     own += ["--model", options.model] if options.model else []
     runs: list[dict[str, float]] = []
     for _ in range(options.runs + 1):
-        answer = subprocess.run([*own, "--began", str(time.time())], capture_output=True, text=True)
+        settings = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # as the command line does
+        answer = subprocess.run([*own, "--began", str(time.time())], capture_output=True, text=True, env=settings)
         if answer.returncode:
             sys.exit(answer.stderr)
         runs.append(json.loads(answer.stdout))
