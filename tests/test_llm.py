@@ -62,7 +62,7 @@ def test_streams_can_run_side_by_side_and_be_left(llm: LLM) -> None:
     for _ in range(4):
         texts[0] += next(one).text
         texts[1] += next(two).text
-    one.close()  # type: ignore[attr-defined]
+    one.close()
     texts[1] += "".join(d.text for d in two)
     assert texts[1] == llm.generate("1, 2, 3,", GREEDY)[0].text
     assert all(pool.free == pool.size for pool in llm._engine.pools)

@@ -1,6 +1,6 @@
 """The public face: a model with its tokenizer, answering."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class LLM:
         """Answer a conversation, given as in the OpenAI API, by the model's own template."""
         return self._answers([self.tokenizer.encode_chat(messages, tools)], params, 1, continues=False)[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Delta, None, None]:
         """Continue a prompt, piece by piece. Closing the iterator cancels the request."""
         return self._deltas(self._encoded(prompt), params, continues=True)
 
@@ -157,7 +157,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """Answer a conversation, piece by piece. Closing the iterator cancels the request."""
         return self._deltas(self.tokenizer.encode_chat(messages, tools), params, continues=False)
 
@@ -193,10 +193,12 @@ class LLM:
         sequences = self._run(prompts, params or SamplingParams(), n, continues=continues)
         return [Completion.of(s.deltas) for s in sequences]
 
-    def _deltas(self, prompt: list[int], params: SamplingParams | None, *, continues: bool) -> Iterator[Delta]:
+    def _deltas(
+        self, prompt: list[int], params: SamplingParams | None, *, continues: bool
+    ) -> Generator[Delta, None, None]:
         sequence = self._engine.add(prompt, params or SamplingParams(), continues=continues)
 
-        def deltas() -> Iterator[Delta]:
+        def deltas() -> Generator[Delta, None, None]:
             try:
                 while sequence.deltas or sequence.finish_reason is None:
                     if sequence.deltas:

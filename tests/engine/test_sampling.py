@@ -182,6 +182,7 @@ def test_stop_texts_end_the_answer_before_them() -> None:
         ({"max_tokens": 0}, "max_tokens must be a whole number from 1"),
         ({"seed": -1}, "seed"),
         ({"stop": ("",)}, "none of them empty"),
+        ({"stop": 5}, "stop must be a text or a list of texts"),
         ({"logit_bias": {1: float("inf")}}, "finite"),
         ({"logprobs": 101}, "logprobs"),
     ],

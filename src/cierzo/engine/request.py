@@ -64,7 +64,6 @@ class SamplingParams:
         _integer(self, "max_tokens", 1, 2**31, optional=True)
         _integer(self, "logprobs", 0, 100, optional=True)
         object.__setattr__(self, "stop", _texts(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if not all(isinstance(text, str) and text for text in self.stop):
             raise CierzoError(f"stop must be one or more texts, none of them empty, not {self.stop!r}")
         for value in self.logit_bias.values():
@@ -77,6 +76,8 @@ class SamplingParams:
 
 
 def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise CierzoError(f"stop must be a text or a list of texts, not {value!r}")
     return (value,) if isinstance(value, str) else tuple(value)
 
 
