@@ -99,7 +99,7 @@ def test_a_prompt_over_the_limit_is_refused_with_both_numbers(llm: LLM) -> None:
         ({"block_size": 0}, "block_size must be at least 1"),
         ({"max_seq_len": 10_000}, "max_seq_len 10000 is more than the 8192"),
         ({"cache_tokens": 10**15}, "no memory for a cache"),
-        ({"chat_template": "/nowhere.jinja"}, "no readable file"),
+        ({"chat_template": "/nowhere.jinja"}, "nor a readable file"),
     ],
     ids=str,
 )

@@ -170,6 +170,21 @@ def test_a_decoder_that_is_not_known_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_llama_2s_format_needs_begin_and_end_tokens(folder: Path, tmp_path: Path) -> None:
+    ids = load_tokenizer(folder, "llama-2").encode_chat([{"role": "user", "content": "Hi"}])
+    assert ids[0] == tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("<s>")
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    with pytest.raises(ChatError, match="begin and end tokens"):
+        load_tokenizer(tmp_path, "llama-2")
+
+
+def test_a_template_that_is_no_text_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ChatError, match=r"chat_template\.jinja"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CierzoError, match=r"tokenizer\.json: not a tokenizer"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.gguf import control_tokens, gguf_tokenizer
-from cierzo.tokens.interface import Tokenizer
+from cierzo.tokens.interface import ChatError, Tokenizer
 from cierzo.tokens.template import ChatTemplate, JinjaTemplate, Llama2Template, template_source
 from cierzo.weights import read_metadata
 from cierzo.weights.source import gguf_file, read_json
@@ -43,7 +43,10 @@ def _template(
     if chosen == "none" or (chosen is None and source is None):
         return None
     if chosen == "llama-2":
-        return Llama2Template(controls[names["bos_token"]], controls[names["eos_token"]])
+        bos, eos = (controls.get(names[name]) for name in ("bos_token", "eos_token"))
+        if bos is None or eos is None:
+            raise ChatError("--chat-template llama-2 needs begin and end tokens, and this vocabulary has none")
+        return Llama2Template(bos, eos)
     return JinjaTemplate(template_source(chosen) if chosen else source or "", controls, names)
 
 
@@ -121,7 +124,7 @@ def _own_template(path: Path) -> str | None:
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         file = path / name
         if name.endswith(".jinja") and file.is_file():
-            return file.read_text(encoding="utf-8")
+            return template_source(str(file))
         template = _read(file).get("chat_template")
         if isinstance(template, list):  # several by name
             template = next((t.get("template") for t in template if t.get("name") == "default"), None)

@@ -149,5 +149,5 @@ def template_source(name: str) -> str:
         return Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ChatError(
-            f"chat template {name!r} is none of none, chatml, llama-2, and no readable file: {error}"
+            f"chat template {name!r} is neither none, chatml, llama-2, mistral nor a readable file: {error}"
         ) from None
