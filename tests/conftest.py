@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -10,6 +11,11 @@ from cierzo.weights.pull import FetchError, resolve_model
 
 # PyTorch's threads spin while they wait: two of them on a core that others use make tiny products 50 times slower.
 torch.set_num_threads(1)
+
+# The same examples in every run, so that nobody's change fails by chance; new ones with --hypothesis-profile=explore.
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile("fixed")
 
 _left = pytest.StashKey[list[str]]()
 

@@ -126,7 +126,7 @@ def run(engine: Engine, *sequences: Sequence) -> list[list[int]]:
     return [s.ids[s.n_prompt :] for s in sequences]
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)  # a draw may fall on the edge of rounding
+@settings(deadline=None, max_examples=25, derandomize=True)  # never new ones: a draw may fall on the edge of rounding
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 2**63 - 1)), min_size=1, max_size=5))
 def test_the_same_seed_gives_the_same_answer_in_any_company(requests: list[tuple[bytes, int]]) -> None:
     engine = tiny_engine(tiny_config(sliding_window=8, max_seq_len=100), chunk_size=16, cache_tokens=500)

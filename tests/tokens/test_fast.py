@@ -132,7 +132,9 @@ def forgeable(folder: Path) -> Tokenizer:
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=30))
 def test_decoding_gives_the_text_back(folder: Path, text: str) -> None:
     ours = forgeable(folder)
-    assert decode(ours, ours.encode(text, bos=True)) == text
+    # A Metaspace vocabulary takes a text's own first space for the one that it would add, so that one is lost.
+    kept = text.removeprefix(" ") if folder.name.startswith("metaspace") else text
+    assert decode(ours, ours.encode(text, bos=True)) == kept
 
 
 def test_stop_tokens_are_those_of_the_generation_settings_too(folder: Path) -> None:
