@@ -43,13 +43,15 @@ venv: .venv/.made
 	@"$(PYTHON)" -m venv .venv >&2
 	@touch $@
 
-.venv/.run: .venv/.made pyproject.toml constraints.txt
-	@echo 'installing Cierzo into .venv' >&2
+NATIVE := $(wildcard native/*.* native/simd/*.h)
+
+.venv/.run: .venv/.made pyproject.toml constraints.txt $(NATIVE)
+	@echo 'building Cierzo and installing it into .venv (about two minutes)' >&2
 	@$(PIP_INSTALL) -e . >&2
 	@touch $@
 
-.venv/.test: .venv/.made pyproject.toml constraints.txt
-	@echo 'installing the test tools into .venv' >&2
+.venv/.test: .venv/.made pyproject.toml constraints.txt $(NATIVE)
+	@echo 'building Cierzo and installing it with the test tools into .venv' >&2
 	@$(PIP_INSTALL) -e '.[test]' >&2
 	@touch .venv/.run $@
 

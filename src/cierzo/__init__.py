@@ -11,11 +11,14 @@ from cierzo.version import __version__
 if TYPE_CHECKING:
     from cierzo.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
     from cierzo.llm import LLM, load
+    from cierzo.ops.machine import Machine, machine
     from cierzo.tokens.interface import Message, Tokenizer
 
 _MODULE_OF = {
     "LLM": "cierzo.llm",
     "load": "cierzo.llm",
+    "Machine": "cierzo.ops.machine",
+    "machine": "cierzo.ops.machine",
     "Completion": "cierzo.engine.request",
     "Delta": "cierzo.engine.request",
     "FinishReason": "cierzo.engine.request",
@@ -30,12 +33,14 @@ __all__ = [
     "Completion",
     "Delta",
     "FinishReason",
+    "Machine",
     "Message",
     "SamplingParams",
     "Tokenizer",
     "Usage",
     "__version__",
     "load",
+    "machine",
 ]
 
 

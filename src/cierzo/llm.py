@@ -10,6 +10,7 @@ from cierzo.engine import Completion, Delta, Engine, SamplingParams, TokenLogpro
 from cierzo.engine import Sequence as EngineSequence
 from cierzo.errors import CierzoError
 from cierzo.model import Transformer
+from cierzo.ops import machine
 from cierzo.progress import progress_bar
 from cierzo.tokens import Message, Tokenizer, load_tokenizer
 from cierzo.weights import load_model
@@ -32,7 +33,8 @@ def load(
 
     Args:
         model: a folder (consolidated or Hugging Face), a GGUF file, or a name; None is the default model.
-        dtype: "float32", "bfloat16", or "auto" for that of the file (quantised files become float32).
+        dtype: "float32", "bfloat16", or "auto" for that of the file: on the CPU a quantised file stays in few bits,
+            which native kernels compute with (without them, and elsewhere, it becomes float32).
         device: as PyTorch names them, or "auto": CUDA where there is one.
         chat_template: see `cierzo.tokens.load_tokenizer`.
         progress: show on a terminal how far fetching and loading are.
@@ -45,7 +47,9 @@ def load(
     path = resolve_model(model, progress=progress)
     tokenizer = load_tokenizer(path, chat_template)
     with progress_bar(f"loading {path.name}", wanted=progress) as report:
-        transformer = load_model(path, dtype=_DTYPES[dtype], device=_device(device), progress=report)
+        where = _device(device)
+        packed = dtype == "auto" and where.type == "cpu" and machine().kernels is not None
+        transformer = load_model(path, dtype=_DTYPES[dtype], packed=packed, device=where, progress=report)
     if tokenizer.vocab_size > transformer.config.vocab_size:
         raise CierzoError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the weights {transformer.config.vocab_size}: "

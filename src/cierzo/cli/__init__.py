@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from cierzo.cli.chat import chat
+from cierzo.cli.doctor import doctor
 from cierzo.cli.generate import generate
+from cierzo.cli.quantize import quantize
 from cierzo.errors import CierzoError
 from cierzo.version import __version__
 
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(generate)
+app.command()(quantize)
+app.command()(doctor)
 
 
 def _print_version(wanted: bool) -> None:

@@ -45,15 +45,14 @@ class Engine:
             max(ceil(cache_tokens / block_size), 0 if w is None else blocks_bound(w, longest, chunk_size, block_size))
             for w in self.windows
         ]
-        weight = model.tok_embeddings.weight
         self.cache = PagedCache(
             [group.layers for group in config.window_groups],
             counts,
             block_size=block_size,
             n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=model.cache_dtype,
+            device=model.norm.weight.device,
         )
         self.pools = [BlockPool(count) for count in counts]
         self.scheduler = Scheduler(self.pools, self.windows, block_size=block_size, chunk_size=chunk_size)

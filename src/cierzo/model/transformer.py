@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cierzo import ops
 from cierzo.model.config import ModelConfig, MoeConfig
-from cierzo.ops import AttentionContext, Expert, Rotation
+from cierzo.ops import AttentionContext, Expert, PackedMatrix, Rotation
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -109,6 +109,16 @@ class Transformer(nn.Module):
         """The structure on the meta device: no memory until weights are assigned."""
         with torch.device("meta"):
             return cls(config)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the matrices are in few bits, which native kernels compute with."""
+        return isinstance(self.tok_embeddings.weight, PackedMatrix)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Type to keep keys and values in: the weights' own, bfloat16 for packed ones."""
+        return torch.bfloat16 if self.packed else self.norm.weight.dtype
 
     def hidden(self, tokens: Tensor, context: AttentionContext) -> Tensor:
         """What the last layer leaves for every token: [T] -> [T, dim], before the final norm."""

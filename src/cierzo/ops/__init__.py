@@ -1,44 +1,45 @@
 """The seam for speed: every hot operation of the model, cut where fast kernels are.
 
-Nothing above this package knows which implementation runs. Today there is one, the PyTorch reference, which training
-uses as well.
+Nothing above this package knows which implementation runs: `seam` chooses between the native kernels and the PyTorch
+reference, which training uses as well.
 """
 
 from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedContext, PagedCache, PagedContext, Rows
-from cierzo.ops.reference import (
-    Expert,
-    Rotation,
-    attend,
-    down,
-    embed,
-    gate_up,
-    logits,
-    mixture,
-    project_out,
-    project_qkv,
-    rotation,
-)
+from cierzo.ops.machine import Machine, machine
+from cierzo.ops.packed import GGML_GRIDS, Format, PackedMatrix, from_blocks, pack, packed_shape, quantize
+from cierzo.ops.reference import Expert, Rotation, Weight
+from cierzo.ops.seam import attend, down, embed, gate_up, logits, mixture, project_out, project_qkv, rotation
 from cierzo.ops.window import Window, first_visible
 
 __all__ = [
+    "GGML_GRIDS",
     "AttentionContext",
     "BlockTable",
     "Expert",
+    "Format",
     "KeyValues",
+    "Machine",
     "PackedContext",
+    "PackedMatrix",
     "PagedCache",
     "PagedContext",
     "Rotation",
     "Rows",
+    "Weight",
     "Window",
     "attend",
     "down",
     "embed",
     "first_visible",
+    "from_blocks",
     "gate_up",
     "logits",
+    "machine",
     "mixture",
+    "pack",
+    "packed_shape",
     "project_out",
     "project_qkv",
+    "quantize",
     "rotation",
 ]

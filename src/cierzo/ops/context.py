@@ -7,11 +7,14 @@ consecutive positions. Training gives `PackedContext` (documents side by side, n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from cierzo.ops.machine import machine
 
 
 class KeyValues(NamedTuple):
@@ -87,7 +90,7 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.block_size = block_size
+        self.block_size, self.block_counts = block_size, tuple(block_counts)
         self.groups = [tuple(layers) for layers in groups]
         self.group_of_layer = {layer: g for g, layers in enumerate(self.groups) for layer in layers}
         # torch.empty: the operating system gives the pages when a block is first written.
@@ -104,6 +107,12 @@ class PagedCache:
     @property
     def device(self) -> torch.device:
         return next(iter(self.layers.values())).k.device
+
+    @cached_property
+    def native(self) -> bool:
+        """Whether native kernels can write and read it."""
+        k = next(iter(self.layers.values())).k
+        return k.is_cpu and k.dtype in (torch.float32, torch.bfloat16) and machine().kernels is not None
 
 
 @dataclass(frozen=True)
@@ -129,31 +138,40 @@ class PagedContext:
         tables: Sequence[Sequence[BlockTable]],
     ) -> None:
         ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
-        self.cache = cache
+        self.cache, self.tables = cache, tables
         self.sequences = [Rows(a, b, p) for (a, b), p in zip(pairwise(ends), positions, strict=True)]
         self.positions = _positions(self.sequences, cache.device)
-        self._cache_rows: list[list[Tensor]] = []  # [group][sequence]: cache row of each position that the table holds
-        self._first_position = [[table.first * cache.block_size for table in group] for group in tables]
-        self._new_rows: list[Tensor] = []  # [group]: cache rows [T] of the step's tokens
-        offsets = torch.arange(cache.block_size)
-        for group, firsts in zip(tables, self._first_position, strict=True):
-            rows = [(torch.tensor(t.blocks).unsqueeze(1) * cache.block_size + offsets).flatten() for t in group]
-            rows = [
-                r[: s.position + s.stop - s.start - first].to(cache.device)
-                for r, s, first in zip(rows, self.sequences, firsts, strict=True)
+        self.native_tables: dict[int, Any] = {}  # [group]: what the native kernels made of `tables`
+
+    @cached_property
+    def _cache_rows(self) -> list[list[Tensor]]:
+        """[group][sequence]: cache row of each position that the table holds."""
+        size, offsets = self.cache.block_size, torch.arange(self.cache.block_size)
+        return [
+            [
+                (torch.tensor(t.blocks).unsqueeze(1) * size + offsets)
+                .flatten()[: s.position + s.stop - s.start - t.first * size]
+                .to(self.cache.device)
+                for t, s in zip(group, self.sequences, strict=True)
             ]
-            self._cache_rows.append(rows)
-            self._new_rows.append(
-                torch.cat([r[s.position - first :] for r, s, first in zip(rows, self.sequences, firsts, strict=True)])
-            )
+            for group in self.tables
+        ]
+
+    @cached_property
+    def _new_rows(self) -> list[Tensor]:
+        """[group]: cache rows [T] of the step's tokens."""
+        return [
+            torch.cat([rows[len(rows) - (s.stop - s.start) :] for rows, s in zip(group, self.sequences, strict=True)])
+            for group in self._cache_rows
+        ]
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> KeyValues:
         kept = self.cache.layers[layer]
         rows = self._new_rows[self.cache.group_of_layer[layer]]
-        kept.k.index_copy_(0, rows, k.detach())
-        kept.v.index_copy_(0, rows, v.detach())
+        kept.k.index_copy_(0, rows, k.detach().type_as(kept.k))
+        kept.v.index_copy_(0, rows, v.detach().type_as(kept.v))
         return kept
 
     def key_rows(self, layer: int, sequence: int, first: int) -> Tensor:
         group = self.cache.group_of_layer[layer]
-        return self._cache_rows[group][sequence][first - self._first_position[group][sequence] :]
+        return self._cache_rows[group][sequence][first - self.tables[group][sequence].first * self.cache.block_size :]

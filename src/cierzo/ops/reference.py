@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cierzo.ops.context import AttentionContext, KeyValues
+from cierzo.ops.packed import PackedMatrix
 from cierzo.ops.window import Window, first_visible
+
+Weight = Tensor | PackedMatrix
+"""A matrix [outputs, inputs]."""
 
 
 class Rotation(NamedTuple):
@@ -25,15 +29,24 @@ class Rotation(NamedTuple):
 class Expert(NamedTuple):
     """One SwiGLU feed-forward: w1 (gate) and w3 (up) [F, D], w2 (down) [D, F]."""
 
-    w1: Tensor
-    w2: Tensor
-    w3: Tensor
+    w1: Weight
+    w2: Weight
+    w3: Weight
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """x [T, inputs] -> [T, outputs]; a packed matrix is unpacked for it."""
+    return F.linear(x, weight.unpacked().type_as(x) if isinstance(weight, PackedMatrix) else weight)
+
+
+def frequencies(head_dim: int, theta: float) -> Tensor:
+    """theta^(-2i / head_dim) [head_dim / 2], in float32 as published models."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
     """RoPE angles position x theta^(-2i / head_dim) (arXiv:2104.09864, section 3.2), in float32 as published models."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = torch.outer(positions.float(), 1.0 / theta**exponents)
+    angles = torch.outer(positions.float(), frequencies(head_dim, theta).to(positions.device))
     return Rotation(angles.cos(), angles.sin())
 
 
@@ -50,17 +63,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * weight
 
 
-def embed(tokens: Tensor, weight: Tensor) -> Tensor:
+def embed(tokens: Tensor, weight: Weight) -> Tensor:
     """Rows of weight [V, D] for tokens [T]."""
+    if isinstance(weight, PackedMatrix):
+        return weight.rows(tokens)
     return F.embedding(tokens, weight)
 
 
 def project_qkv(
     x: Tensor,
     norm: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    wv: Tensor,
+    wq: Weight,
+    wk: Weight,
+    wv: Weight,
     *,
     eps: float,
     rotation: Rotation,
@@ -70,7 +85,7 @@ def project_qkv(
     """Norm, q/k/v, RoPE, and the keys and values put where the context keeps them. x [T, D] -> q [T, H, C]."""
     head_dim = rotation.cos.shape[-1] * 2
     h = rms_norm(x, norm, eps)
-    q, k, v = (F.linear(h, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
+    q, k, v = (linear(h, w).unflatten(-1, (-1, head_dim)) for w in (wq, wk, wv))
     return rotate(q, rotation), context.store(layer, rotate(k, rotation), v)
 
 
@@ -83,7 +98,7 @@ def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: Attentio
     for index, (start, stop, position) in enumerate(context.sequences):
         first = first_visible(window, position)
         rows = context.key_rows(layer, index, first)
-        k, v = (side[rows].transpose(0, 1).unsqueeze(0) for side in kv)  # [1, G, keys, C]
+        k, v = (side[rows].type_as(q).transpose(0, 1).unsqueeze(0) for side in kv)  # [1, G, keys, C]
         mask = _visible(position, stop - start, first, k.shape[2], window, q.device)
         mixed = F.scaled_dot_product_attention(
             q[start:stop].transpose(0, 1).unsqueeze(0), k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1]
@@ -106,20 +121,20 @@ def _visible(
     return visible
 
 
-def project_out(mixed: Tensor, wo: Tensor, residual: Tensor) -> Tensor:
+def project_out(mixed: Tensor, wo: Weight, residual: Tensor) -> Tensor:
     """Output projection [T, H x C] -> [T, D], plus the residual [T, D]."""
-    return residual + F.linear(mixed, wo)
+    return residual + linear(mixed, wo)
 
 
-def gate_up(x: Tensor, norm: Tensor, w1: Tensor, w3: Tensor, *, eps: float) -> Tensor:
+def gate_up(x: Tensor, norm: Tensor, w1: Weight, w3: Weight, *, eps: float) -> Tensor:
     """Norm and the gated half of SwiGLU (arXiv:2002.05202, equation 6): [T, D] -> [T, F]."""
     h = rms_norm(x, norm, eps)
-    return F.silu(F.linear(h, w1)) * F.linear(h, w3)
+    return F.silu(linear(h, w1)) * linear(h, w3)
 
 
-def down(hidden: Tensor, w2: Tensor, residual: Tensor) -> Tensor:
+def down(hidden: Tensor, w2: Weight, residual: Tensor) -> Tensor:
     """Down projection [T, F] -> [T, D], plus the residual [T, D]."""
-    return residual + F.linear(hidden, w2)
+    return residual + linear(hidden, w2)
 
 
 def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *, chosen: int, eps: float) -> Tensor:
@@ -128,18 +143,18 @@ def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *,
     Each token goes to its `chosen` best experts by gate [experts, D], weighted by a softmax over those alone.
     """
     h = rms_norm(x, norm, eps)
-    scores, picks = F.linear(h, gate).float().topk(chosen, -1)
+    scores, picks = linear(h, gate).float().topk(chosen, -1)
     weights = scores.softmax(-1).type_as(x)
     out = torch.zeros_like(h)
     for number, (w1, w2, w3) in enumerate(experts):
         tokens, nth = torch.where(picks == number)
         if tokens.numel():
             mine = h[tokens]
-            answer = F.linear(F.silu(F.linear(mine, w1)) * F.linear(mine, w3), w2)
+            answer = linear(F.silu(linear(mine, w1)) * linear(mine, w3), w2)
             out = out.index_add(0, tokens, answer * weights[tokens, nth].unsqueeze(-1))
     return x + out
 
 
-def logits(x: Tensor, norm: Tensor, output: Tensor, rows: Tensor | None, *, eps: float) -> Tensor:
+def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:
     """Final norm and vocabulary scores, float32, of the chosen rows of x [T, D] (all when None)."""
-    return F.linear(rms_norm(x if rows is None else x[rows], norm, eps), output).float()
+    return linear(rms_norm(x if rows is None else x[rows], norm, eps), output).float()

@@ -2,6 +2,7 @@
 
 from cierzo.weights.gguf import read_metadata
 from cierzo.weights.load import load_model
+from cierzo.weights.packed import quantize_model
 from cierzo.weights.source import WeightSource, open_source
 
-__all__ = ["WeightSource", "load_model", "open_source", "read_metadata"]
+__all__ = ["WeightSource", "load_model", "open_source", "quantize_model", "read_metadata"]

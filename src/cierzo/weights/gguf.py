@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
+from cierzo.ops import GGML_GRIDS, Format, PackedMatrix, from_blocks, quantize
 from cierzo.weights.source import common_dtype, make_config, whole
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -26,6 +27,9 @@ _SCALARS = {
     0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+
+# Known here, as importing the library takes half a second: Q4_0, Q4_1, Q8_0 and Q4_K.
+_BLOCKS = {2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256, 144)}
 
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 
@@ -178,19 +182,34 @@ class GgufFile:
             _FLOATS.get(tensor.kind, torch.float32) for tensor in self._header.tensors.values() if len(tensor.shape) > 1
         )
 
+        self.quantized = any(tensor.kind not in _FLOATS for tensor in self._header.tensors.values())
+
     def tensor(self, name: str) -> Tensor:
-        stored, expert = self._places[name]
-        shape, kind, offset = self._header.tensors[stored]
-        start = self._header.data + offset
-        raw = self._data[start : start + self._n_bytes(stored)]
-        if expert is not None:
-            raw = raw.reshape(shape[0], -1)[expert]
-            shape = shape[1:]
+        raw, shape, kind = self._stored(name)
         if kind in _FLOATS:
             return torch.from_numpy(raw).view(_FLOATS[kind]).view(shape)
         from gguf import GGMLQuantizationType, dequantize
 
         return torch.from_numpy(dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType(kind)))
+
+    def packed(self, name: str) -> PackedMatrix:
+        raw, (outputs, inputs), kind = self._stored(name)
+        if kind not in GGML_GRIDS:
+            return quantize(self.tensor(name), Format.Q8)
+        try:
+            return from_blocks(kind, torch.from_numpy(raw), outputs, inputs)
+        except ValueError as error:
+            raise WeightsError(f"{self.path}: tensor {name!r}: {error}: fetch the file again") from error
+
+    def _stored(self, name: str) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, ...], int]:
+        """A parameter's bytes, shape and ggml type."""
+        stored, expert = self._places[name]
+        shape, kind, offset = self._header.tensors[stored]
+        start = self._header.data + offset
+        raw = self._data[start : start + self._n_bytes(stored)]
+        if expert is not None:
+            raw, shape = raw.reshape(shape[0], -1)[expert], shape[1:]
+        return raw, shape, kind
 
     @cached_property
     def _data(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -212,6 +231,8 @@ class GgufFile:
 @cache
 def _block(kind: int) -> tuple[int, int] | None:
     """Values and bytes of a quantised type's block; None when the gguf library does not know how to read it."""
+    if kind in _BLOCKS:
+        return _BLOCKS[kind]
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     try:

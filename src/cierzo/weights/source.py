@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ConfigError, ModelConfig, MoeConfig
+from cierzo.ops import Format, PackedMatrix, quantize
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -37,6 +38,15 @@ class WeightSource(Protocol):
         """Every tensor that the checkpoint holds; one that has no place in the model keeps the name it is stored by."""
         ...
 
+    @property
+    def quantized(self) -> bool:
+        """Whether some matrix is in few bits, so that all are best computed with as `packed` gives them."""
+        ...
+
+    def packed(self, name: str) -> PackedMatrix:
+        """One matrix in few bits: in its own grid where that is one of the formats, else rounded to 8 bits."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """One tensor: mapped memory when nothing had to be converted. Raises KeyError for a name not in `shapes`."""
         ...
@@ -44,6 +54,8 @@ class WeightSource(Protocol):
 
 class MappedTensors:
     """A `WeightSource` of mapped tensors; `convert` makes what is stored into what the model computes with."""
+
+    quantized = False
 
     def __init__(
         self,
@@ -65,9 +77,12 @@ class MappedTensors:
     def tensor(self, name: str) -> Tensor:
         return self._convert(name, self._tensors[name])
 
+    def packed(self, name: str) -> PackedMatrix:
+        return quantize(self.tensor(name), Format.Q8)
+
 
 def open_source(path: Path) -> WeightSource:
-    """The checkpoint at `path`, a folder or a GGUF file; consolidated is preferred to Hugging Face in one folder.
+    """The checkpoint at `path`, a folder or a GGUF file. In a folder, packed goes first, then consolidated.
 
     Raises `WeightsError` when nothing is recognised, or when the files are broken or of a model that cannot be run.
     """
@@ -75,10 +90,13 @@ def open_source(path: Path) -> WeightSource:
     from cierzo.weights.consolidated import consolidated_files, open_consolidated
     from cierzo.weights.gguf import GgufFile
     from cierzo.weights.huggingface import open_huggingface
+    from cierzo.weights.packed import FILE, PackedFolder
 
     file = gguf_file(path)
     if file is not None:
         return GgufFile(file)
+    if (path / FILE).is_file():
+        return PackedFolder(path)
     if (path / "params.json").is_file() and consolidated_files(path):
         return open_consolidated(path)
     if (path / "config.json").is_file():
@@ -136,8 +154,8 @@ def make_config(path: Path, *, experts: tuple[int, int] | None, **values: Any) -
         raise WeightsError(f"{path}: {error}") from error
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, as views of the mapped file."""
+def read_safetensors(path: Path, *, floats: bool = True) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, as views of the mapped file; with `floats`, other types are refused."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -145,7 +163,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({one_line(error)}): fetch it again") from error
-    check_floats(path, tensors)
+    if floats:
+        check_floats(path, tensors)
     return tensors
 
 

@@ -1,0 +1,106 @@
+// What Python calls. Tensors come as addresses, which cost a tenth of a microsecond; `cierzo.ops.native` has checked
+// their shapes, types and layout against the matrices and tables, whose own numbers are checked here.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "fused.h"
+#include "isa.h"
+#include "pool.h"
+#include "repack.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using cierzo::Matrix;
+using cierzo::Tables;
+
+namespace {
+
+template <class T = float>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+cierzo::Cache cache(uintptr_t k, uintptr_t v, bool bf16) {
+    return {at<void>(k), at<void>(v), bf16 ? cierzo::CacheType::bfloat16 : cierzo::CacheType::float32};
+}
+
+void check(bool right, const char* what) {
+    if (!right) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    const nb::call_guard<nb::gil_scoped_release> free_gil;
+
+    m.def("available", [] {
+        std::vector<std::string> names;
+        for (const cierzo::Kernels* table : cierzo::available()) names.push_back(table->name);
+        return names;
+    });
+    m.def("isa", [] { return std::string(cierzo::kernels().name); });
+    m.def("use", &cierzo::use, "name"_a);
+    m.def("set_threads", &cierzo::Pool::set_threads, "n"_a);
+    m.def("threads", [] { return cierzo::Pool::get().size(); });
+    m.def("tile_bytes", [](int format) {
+        check(format >= 0 && format < cierzo::kFormats, "unknown format");
+        return cierzo::tile_bytes(static_cast<cierzo::Format>(format));
+    });
+
+    nb::class_<Matrix>(m, "Matrix")
+        .def(nb::init<uintptr_t, size_t, int, size_t, size_t>(), "data"_a, "bytes"_a, "format"_a, "outputs"_a, "inputs"_a)
+        .def_ro("outputs", &Matrix::outputs)
+        .def_ro("inputs", &Matrix::inputs);
+
+    m.def("format_of", [](int blocks) { return static_cast<int>(cierzo::format_of(blocks)); }, "blocks"_a);
+    m.def("repack", [](int blocks, uintptr_t raw, size_t bytes, const Matrix& shape) {
+        // The matrix is nobody else's yet: it was made for this.
+        return cierzo::repack(blocks, at<const uint8_t>(raw), bytes, shape, const_cast<uint8_t*>(shape.data));
+    }, free_gil);
+
+    nb::class_<Tables>(m, "Tables")
+        .def(nb::init<int64_t, int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>,
+                      std::vector<int32_t>>(),
+             "block_size"_a, "n_blocks"_a, "rows"_a, "firsts"_a, "ends"_a, "blocks"_a)
+        .def_ro("n_rows", &Tables::n_rows);
+
+    m.def("rotation", [](uintptr_t positions, size_t n, uintptr_t frequencies, size_t half, uintptr_t cos, uintptr_t sin) {
+        cierzo::rotation(at<const int64_t>(positions), n, at(frequencies), half, at(cos), at(sin));
+    }, free_gil);
+    m.def("project_qkv", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& wq, const Matrix& wk,
+                            const Matrix& wv, uintptr_t cos, uintptr_t sin, size_t head_dim, const Tables& tables,
+                            uintptr_t k, uintptr_t v, bool bf16, uintptr_t q) {
+        check(wq.inputs == wk.inputs && wk.inputs == wv.inputs && wk.outputs == wv.outputs, "q, k and v do not fit");
+        check(head_dim > 0 && head_dim % 2 == 0 && wq.outputs % head_dim == 0 && wk.outputs % head_dim == 0,
+              "head_dim does not divide q or k");
+        check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
+        cierzo::project_qkv(at(x), n_rows, at(norm), eps, wq, wk, wv, at(cos), at(sin), head_dim, tables,
+                            cache(k, v, bf16), at(q));
+    }, free_gil);
+    m.def("attend", [](uintptr_t q, size_t n_rows, int n_heads, int n_kv_heads, int head_dim, int64_t window,
+                       const Tables& tables, uintptr_t k, uintptr_t v, bool bf16, uintptr_t out) {
+        check(n_kv_heads > 0 && head_dim > 0 && n_heads % n_kv_heads == 0 && window >= 0, "heads or window do not fit");
+        check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
+        for (const Tables::Sequence& s : tables.sequences) {
+            const int64_t oldest = window ? std::max<int64_t>(0, s.position - window + 1) : 0;
+            check(s.first_block * tables.block_size <= oldest, "block tables begin after the oldest visible key");
+        }
+        cierzo::attend(at(q), at(out), n_heads, n_kv_heads, head_dim, window, tables, cache(k, v, bf16));
+    }, free_gil);
+    m.def("linear", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& w, uintptr_t residual,
+                       uintptr_t out) {
+        cierzo::linear(at(x), n_rows, at(norm), eps, w, at(residual), at(out));
+    }, free_gil);
+    m.def("gate_up", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& w1, const Matrix& w3,
+                        uintptr_t out) {
+        check(w1.inputs == w3.inputs && w1.outputs == w3.outputs, "gate and up do not fit");
+        cierzo::gate_up(at(x), n_rows, at(norm), eps, w1, w3, at(out));
+    }, free_gil);
+    m.def("unpack", [](const Matrix& w, uintptr_t rows, size_t n, uintptr_t out) {
+        cierzo::unpack(w, at<const int64_t>(rows), n, at(out));
+    }, free_gil);
+}

@@ -1,0 +1,62 @@
+// The operations of the seam, fused and spread over the pool's threads. Lengths have been checked by the caller.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "matrix.h"
+
+namespace cierzo {
+
+// Where one window group keeps the keys of a step's sequences.
+struct Tables {
+    // rows: start, stop and position of each sequence; firsts, ends, blocks: sequence s has blocks[ends[s-1]:ends[s]],
+    // from block number firsts[s] of its text on. Throws std::invalid_argument when a table does not cover its rows, or
+    // names a block outside the cache.
+    Tables(int64_t block_size, int64_t n_blocks, std::vector<int64_t> rows, std::vector<int64_t> firsts,
+           std::vector<int64_t> ends, std::vector<int32_t> blocks);
+
+    struct Sequence {
+        int64_t start, stop, position, first_block;
+        const int32_t* blocks;
+    };
+    int64_t block_size, n_blocks, n_rows = 0;
+    std::vector<Sequence> sequences;
+    std::vector<int64_t> slots;  // cache row of each row of the step
+
+    Tables(const Tables&) = delete;  // sequences point into blocks_
+    Tables& operator=(const Tables&) = delete;
+
+private:
+    std::vector<int32_t> blocks_;
+};
+
+struct Cache {
+    void *k, *v;  // [n_blocks x block_size, n_kv_heads, head_dim]
+    CacheType type;
+};
+
+// cos and sin [positions, head_dim / 2] of position x frequency: float32 products as in the published code, and one row
+// never depends on the others, as vectorised library functions with scalar remainders would.
+void rotation(const int64_t* positions, size_t n, const float* frequencies, size_t half, float* cos, float* sin);
+
+// x [T, D], norm [D] -> q [T, H x C], rotated; k, rotated, and v go into the cache.
+void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& wq, const Matrix& wk,
+                 const Matrix& wv, const float* cos, const float* sin, size_t head_dim, const Tables& tables, Cache cache,
+                 float* q);
+
+void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_dim, int64_t window, const Tables& tables,
+            Cache cache);
+
+// x [T, inputs] (normed first where norm is given) times the matrix, plus residual where given -> out [T, outputs].
+void linear(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w, const float* residual,
+            float* out);
+
+// silu(w1 h) x (w3 h), h being x [T, D], normed where norm is given -> out [T, F].
+void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out);
+
+// Rows of the matrix as float32 [n, inputs]. Throws std::invalid_argument for a row that it does not have.
+void unpack(const Matrix& w, const int64_t* rows, size_t n, float* out);
+
+}  // namespace cierzo

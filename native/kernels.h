@@ -1,0 +1,58 @@
+// The inner loops of one instruction set. Everything above (threads, fusing, checks) is written once.
+#pragma once
+#include <cstdint>
+
+#include "format.h"
+
+namespace cierzo {
+
+constexpr int kKeyTile = 64;     // keys are attended in tiles that start at multiples of 64 positions
+constexpr int kQueryBlock = 16;  // rows of one sequence that share a loaded tile
+
+enum class CacheType : int { float32 = 0, bfloat16 = 1 };
+
+// One sequence's attention: its rows [start, stop) of the step stand at positions from `position` on.
+struct Attention {
+    const float* q;  // [T, n_heads, head_dim]
+    float* out;      // as q
+    const void *k, *v;  // the layer's cache, [blocks x block_size, n_kv_heads, head_dim]
+    CacheType type;
+    int n_heads, n_kv_heads, head_dim;
+    int64_t window;  // keys that a query sees; 0 for all
+    int64_t block_size, first_block;  // blocks[0] holds positions from first_block x block_size on
+    const int32_t* blocks;
+    int64_t start, stop, position;
+};
+
+struct Kernels {
+    const char* name;
+
+    // int8 of a row x [n], in groups of 32 up to `padded`.
+    void (*quantize)(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums);
+    // RMSNorm of a row, times weight.
+    void (*norm)(const float* x, const float* weight, float eps, size_t n, float* out);
+    // Products of one panel with all rows: out[row * stride + output] for 16 outputs.
+    void (*panel[kFormats])(const uint8_t* panel, const Activations& rows, size_t n_rows, float* out, size_t stride);
+    // Row `output` of a matrix, as float32 [inputs padded to tiles].
+    void (*unpack[kFormats])(const uint8_t* panel, int output, size_t tiles, float* out);
+    // out = silu(gate) x up, n a multiple of 16.
+    void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
+    // Queries of the sequence's rows [first, last) that read key/value head `head`. `scratch`: attention_scratch floats.
+    void (*attend)(const Attention& job, int head, int64_t first, int64_t last, float* scratch);
+    // n floats to bfloat16.
+    void (*to_bf16)(const float* x, uint16_t* out, size_t n);
+};
+
+constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+inline size_t attention_scratch(int n_heads, int n_kv_heads, int head_dim) {
+    const size_t width = padded_to(head_dim, 16), queries = size_t(kQueryBlock) * (n_heads / n_kv_heads);
+    return 2 * kKeyTile * width + queries * (2 * width + 2) + kKeyTile;
+}
+
+extern const Kernels kPortable;
+#ifdef CIERZO_X86
+extern const Kernels kAvx2;
+#endif
+
+}  // namespace cierzo

@@ -1,0 +1,7 @@
+#define CIERZO_TARGET portable
+#include "simd/portable.h"
+#include "table.h"
+
+namespace cierzo {
+const Kernels kPortable = portable::table("portable");
+}

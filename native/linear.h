@@ -1,0 +1,92 @@
+// Packed matrices times int8 activations.
+//
+// Of every group of 32 inputs the products are summed exactly in integers, and the groups then added in ascending order
+// with one rounding each, f = fma(float(sum) x activation scale, weight scale, f); so a row's result is the same bits
+// alone, among many, and on every instruction set.
+#pragma once
+#include "kernels.h"
+
+namespace cierzo::CIERZO_TARGET {
+
+constexpr size_t kPrefetch = 4608;  // bytes ahead; exactly 4096 would meet in the same cache sets
+
+template <class F>
+inline const uint16_t* scales_of(const uint8_t* tile, int group) {
+    return reinterpret_cast<const uint16_t*>(tile) + group * kPanel;
+}
+
+// One group's integer sum into the float sum of a row.
+template <class F>
+inline F32x16 accumulate(F32x16 y, I32x16 sum, F32x16 scale, F32x16 minimum, float activation_scale, int32_t total) {
+    if constexpr (F::nibbles && !F::has_minimum) sum = add(sum, -8 * total);
+    y = fma(mul(to_float(sum), broadcast(activation_scale)), scale, y);
+    if constexpr (F::has_minimum) y = fma(broadcast(activation_scale * static_cast<float>(total)), minimum, y);
+    return y;
+}
+
+// R rows at a time; a line of weights is unpacked once for all of them.
+template <class F, int R>
+inline void panel_rows(const uint8_t* tile, const Activations& a, size_t row, float* out, size_t stride) {
+    const int8_t* x[R];
+    const float* scales[R];
+    const int32_t* sums[R];
+    F32x16 y[R];
+    for (int r = 0; r < R; ++r) {
+        x[r] = a.values + (row + r) * a.inputs;
+        scales[r] = a.scales + (row + r) * a.groups;
+        sums[r] = a.sums + (row + r) * a.groups;
+        y[r] = broadcast(0);
+    }
+    for (size_t g = 0; g < a.groups; g += 2, tile += F::tile_bytes) {
+        const uint8_t* lines = tile + F::header;
+        for (size_t at = 0; R == 1 && at < F::header; at += 64) prefetch(tile + kPrefetch + at);
+        for (int half = 0; half < 2; ++half) {
+            const size_t group = g + half;
+            using Sum = std::conditional_t<F::nibbles, NibbleSum, ByteSum>;
+            Sum acc[R];
+#pragma GCC unroll 8
+            for (int l = 0; l < 8; ++l) {
+                const uint8_t* line = lines + (F::nibbles ? l : 8 * half + l) * 64;
+                if (R == 1 && (half == 0 || !F::nibbles)) prefetch(line + kPrefetch);
+                Bytes64 w = load_line(line);
+                if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; ++r) acc[r].add(w, x[r] + group * kGroup + 4 * l);
+            }
+            const F32x16 scale = load_f16(scales_of<F>(tile, half));
+            const F32x16 minimum = F::has_minimum ? load_f16(scales_of<F>(tile, 2 + half)) : broadcast(0);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r)
+                y[r] = accumulate<F>(y[r], acc[r].total(), scale, minimum, scales[r][group], sums[r][group]);
+        }
+    }
+    for (int r = 0; r < R; ++r) store(out + (row + r) * stride, y[r]);
+}
+
+template <class F>
+void panel(const uint8_t* data, const Activations& a, size_t n_rows, float* out, size_t stride) {
+    size_t row = 0;
+    for (; row + 4 <= n_rows; row += 4) panel_rows<F, 4>(data, a, row, out, stride);
+    for (; row + 2 <= n_rows; row += 2) panel_rows<F, 2>(data, a, row, out, stride);
+    for (; row < n_rows; ++row) panel_rows<F, 1>(data, a, row, out, stride);
+}
+
+template <class F>
+void unpack(const uint8_t* tile, int output, size_t tiles, float* out) {
+    for (size_t t = 0; t < tiles; ++t, tile += F::tile_bytes)
+        for (int half = 0; half < 2; ++half) {
+            float scales[16], minima[16] = {};
+            store(scales, load_f16(scales_of<F>(tile, half)));
+            if (F::has_minimum) store(minima, load_f16(scales_of<F>(tile, 2 + half)));
+            for (int i = 0; i < kGroup; ++i) {
+                const int line = F::nibbles ? i / 4 : 8 * half + i / 4;
+                const uint8_t byte = tile[F::header + line * 64 + 4 * output + i % 4];
+                const int value = !F::nibbles ? static_cast<int8_t>(byte)
+                                              : (half ? byte >> 4 : byte & 15) - (F::has_minimum ? 0 : 8);
+                // Not fused, so that PyTorch can say the same.
+                out[t * kTile + half * kGroup + i] = static_cast<float>(value) * scales[output] + minima[output];
+            }
+        }
+}
+
+}  // namespace cierzo::CIERZO_TARGET

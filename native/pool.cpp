@@ -1,0 +1,102 @@
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace cierzo {
+
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(200);  // longer than what stands between two calls of one step
+
+std::mutex pool_lock;
+Pool* current = nullptr;
+int wanted = 1;
+
+void forget_in_child() {
+    // The parent's threads do not exist here and its locks may be held for ever: leave all of it behind.
+    current = nullptr;
+    new (&pool_lock) std::mutex;
+}
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+Pool& Pool::get() {
+    static const int registered = pthread_atfork(nullptr, nullptr, forget_in_child);
+    (void)registered;
+    std::lock_guard<std::mutex> guard(pool_lock);
+    if (current && current->size() != wanted) {
+        delete current;
+        current = nullptr;
+    }
+    if (!current) current = new Pool(wanted);
+    return *current;
+}
+
+void Pool::set_threads(int n) {
+    std::lock_guard<std::mutex> guard(pool_lock);
+    wanted = std::max(1, n);
+}
+
+Pool::Pool(int n) : n_(n) {
+    for (int thread = 1; thread < n; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+}
+
+Pool::~Pool() {
+    {
+        std::lock_guard<std::mutex> guard(sleep_);
+        stop_ = true;
+        ++epoch_;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+}
+
+void Pool::run_erased(Job job, void* argument) {
+    job_ = job;
+    argument_ = argument;
+    done_.store(0, std::memory_order_relaxed);
+    ++epoch_;
+    if (sleepers_ > 0) {
+        std::lock_guard<std::mutex> guard(sleep_);
+        wake_.notify_all();
+    }
+    job(argument, 0);
+    // Where another process has a worker's core, spinning would only keep the worker from it.
+    for (int tries = 0; done_.load(std::memory_order_acquire) != n_ - 1; ++tries)
+        if (tries < 10'000)
+            pause();
+        else
+            sched_yield();
+}
+
+void Pool::work(int thread) {
+    uint32_t seen = 0;
+    for (;;) {
+        const auto until = std::chrono::steady_clock::now() + kSpin;
+        while (epoch_ == seen) {
+            for (int i = 0; i < 64 && epoch_ == seen; ++i) pause();
+            if (epoch_ == seen && std::chrono::steady_clock::now() > until) {
+                std::unique_lock<std::mutex> guard(sleep_);
+                ++sleepers_;
+                wake_.wait(guard, [&] { return epoch_ != seen; });
+                --sleepers_;
+            }
+        }
+        if (stop_) return;
+        ++seen;
+        job_(argument_, thread);
+        done_.fetch_add(1, std::memory_order_release);
+    }
+}
+
+}  // namespace cierzo

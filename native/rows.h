@@ -1,0 +1,82 @@
+// Work on single rows: norm, activations to int8, SwiGLU, conversions.
+#pragma once
+#include <cmath>
+
+#include "kernels.h"
+
+namespace cierzo::CIERZO_TARGET {
+
+// Lanes [0, n) of memory, the rest 0.
+inline F32x16 load_some(const float* p, size_t n) {
+    if (n >= 16) return load(p);
+    float lanes[16] = {};
+    for (size_t i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+}
+
+inline void store_some(float* p, F32x16 x, size_t n) {
+    if (n >= 16) return store(p, x);
+    float lanes[16];
+    store(lanes, x);
+    for (size_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// e^x to about 2 units in the last place (Cephes' expf); x below -87 gives about 1e-38.
+inline F32x16 exponential(F32x16 x) {
+    x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
+    const I32x16 n = round_to_int(mul(x, broadcast(1.44269504088896341f)));
+    const F32x16 whole = to_float(n);
+    F32x16 r = fma(whole, broadcast(-0.693359375f), x);
+    r = fma(whole, broadcast(2.12194440e-4f), r);
+    F32x16 y = broadcast(1.9875691500e-4f);
+    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = fma(y, r, broadcast(c));
+    y = add(fma(mul(r, r), y, r), broadcast(1.0f));
+    return mul(y, power_of_two(n));
+}
+
+inline void norm(const float* x, const float* weight, float eps, size_t n, float* out) {
+    F32x16 squares = broadcast(0);
+    for (size_t i = 0; i < n; i += 16) {
+        const F32x16 v = load_some(x + i, n - i);
+        squares = fma(v, v, squares);
+    }
+    const F32x16 by = broadcast(1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps));
+    for (size_t i = 0; i < n; i += 16)
+        store_some(out + i, mul(mul(load_some(x + i, n - i), by), load_some(weight + i, n - i)), n - i);
+}
+
+inline void quantize(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums) {
+    for (size_t g = 0; g * kGroup < padded; ++g) {
+        const size_t at = g * kGroup, left = at < n ? n - at : 0;
+        const F32x16 a = load_some(x + at, left), b = load_some(x + at + 16, left > 16 ? left - 16 : 0);
+        const float peak = largest(max(absolute(a), absolute(b)));
+        const F32x16 inverse = broadcast(peak > 0 ? 127.0f / peak : 0);
+        store_int8(values + at, round_to_int(mul(a, inverse)));
+        store_int8(values + at + 16, round_to_int(mul(b, inverse)));
+        scales[g] = peak / 127.0f;
+        int32_t total = 0;
+        for (size_t i = 0; i < kGroup; ++i) total += values[at + i];
+        sums[g] = total;
+    }
+}
+
+inline void swiglu(const float* gate, const float* up, float* out, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        const F32x16 g = load(gate + i);
+        const F32x16 decay = add(exponential(mul(g, broadcast(-1.0f))), broadcast(1.0f));
+        store(out + i, mul(div(g, decay), load(up + i)));
+    }
+}
+
+inline void to_bf16(const float* x, uint16_t* out, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) store_bf16(out + i, load(x + i));
+    if (i < n) {
+        uint16_t lanes[16];
+        store_bf16(lanes, load_some(x + i, n - i));
+        for (size_t j = 0; i + j < n; ++j) out[i + j] = lanes[j];
+    }
+}
+
+}  // namespace cierzo::CIERZO_TARGET

@@ -1,0 +1,41 @@
+"""`cierzo quantize`: a model's matrices in few bits, in the layout that the kernels read."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cierzo.errors import CierzoError
+
+
+class Format(StrEnum):
+    """What weights can be rounded to."""
+
+    q4 = "q4"
+    q8 = "q8"
+
+    @property
+    def bits(self) -> int:
+        return int(self[1:])
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A folder: consolidated or Hugging Face.")],
+    out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-q4 or -q8 when left out.")] = None,
+    format: Annotated[Format, typer.Option(help="4 bits, or 8.")] = Format.q4,
+) -> None:
+    """Pack a model into few bits, rounded to nearest; `cierzo chat OUT` then runs it."""
+    from cierzo.progress import progress_bar
+    from cierzo.weights import quantize_model
+
+    if not model.is_dir():
+        raise CierzoError(
+            f"{model} is no folder: give a consolidated or Hugging Face checkpoint (GGUF files run as they are)"
+        )
+    target = out or model.resolve().parent / f"{model.resolve().name}-{format}"
+    with progress_bar(f"packing {model.name}") as report:
+        quantize_model(model, target, bits=format.bits, progress=report)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    print(f"wrote {target}: {size / 1e9:.2f} GB", file=sys.stderr)

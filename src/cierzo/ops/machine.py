@@ -1,0 +1,84 @@
+"""What of the machine computes: the instruction set and the threads."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from cierzo.errors import CierzoError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`kernels` is the native module, or None where the PyTorch reference computes everything."""
+
+    kernels: ModuleType | None
+    isa: str
+    threads: int
+    reason: str
+    """Why this instruction set."""
+
+
+@cache
+def machine() -> Machine:
+    """What was chosen when a kernel was first needed.
+
+    `CIERZO_ISA` names an instruction set ("reference" for PyTorch alone), `CIERZO_THREADS` the number of threads.
+    Raises `CierzoError` for a value that is not to be had.
+    """
+    wanted, threads = os.environ.get("CIERZO_ISA", ""), _threads()
+    if wanted == "reference":
+        return Machine(None, "reference", threads, "CIERZO_ISA names it")
+    try:
+        from cierzo import _native
+    except ImportError as error:
+        if wanted:
+            raise CierzoError(
+                f"CIERZO_ISA={wanted}: there are no native kernels: install Cierzo with a C++ compiler"
+            ) from error
+        warnings.warn(
+            f"no native kernels ({error}): PyTorch computes everything, slowly; install Cierzo with a C++ compiler",
+            stacklevel=2,
+        )
+        return Machine(None, "reference", threads, f"no native kernels: {error}")
+    names: list[str] = _native.available()
+    if wanted and wanted not in names:
+        raise CierzoError(
+            f"CIERZO_ISA={wanted} is not available: this machine and build run {', '.join(names)}, reference"
+        )
+    _native.use(wanted or names[0])
+    _native.set_threads(threads)
+    reason = "CIERZO_ISA names it" if wanted else f"the best of {', '.join(names)} that this machine has"
+    return Machine(_native, _native.isa(), threads, reason)
+
+
+def _threads() -> int:
+    """Physical cores that this process may use, within its cgroup's share of time."""
+    given = os.environ.get("CIERZO_THREADS")
+    if given is not None:
+        if not given.isdecimal() or not 1 <= int(given) <= 1024:
+            raise CierzoError(f"CIERZO_THREADS must be a whole number from 1 to 1024, not {given!r}")
+        return int(given)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
+    return max(1, min(len(cores), int(_cgroup_cpus())))
+
+
+def _cgroup_cpus() -> float:
+    """CPUs' worth of time that control groups (version 2, then 1) leave to this process."""
+    quota, period = [*_read("/sys/fs/cgroup/cpu.max").split(), "", ""][:2]
+    if not quota:
+        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if not quota.isdecimal() or not period.isdecimal():  # "max", -1 or nothing
+        return 1024
+    return int(quota) / int(period)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,165 @@
+"""The seam's operations by the native kernels: packed matrices, float32 activations, a paged cache.
+
+A row's result is the same bits whatever it is computed with (see "Numerics" in docs/architecture.md). Lengths are
+checked here against the matrices and tables that kernels get; those check their own numbers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cierzo.ops import reference
+from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
+from cierzo.ops.machine import machine
+from cierzo.ops.packed import PackedMatrix
+from cierzo.ops.reference import Expert, Rotation, Weight
+from cierzo.ops.window import Window
+
+
+def _kernels() -> Any:
+    return machine().kernels
+
+
+def _handle(weight: Weight) -> Any:
+    """What kernels take for a packed matrix."""
+    if not isinstance(weight, PackedMatrix):
+        raise TypeError("native kernels take packed matrices: all matrices of a model are packed, or none")
+    return weight.native
+
+
+def _address(x: Tensor, *shape: int) -> int:
+    """Where a float32 tensor of this shape lies."""
+    if x.dtype is not torch.float32 or x.shape != shape or not x.is_contiguous() or not x.is_cpu:
+        raise ValueError(f"expected contiguous float32 {list(shape)} on the CPU, not {x.dtype} {list(x.shape)}")
+    return x.data_ptr()
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
+    frequencies = reference.frequencies(head_dim, theta)
+    angles = Rotation(*(torch.empty(len(positions), head_dim // 2) for _ in "cs"))
+    addresses = [_address(side, len(positions), head_dim // 2) for side in angles]
+    positions = positions.contiguous()
+    _kernels().rotation(positions.data_ptr(), len(positions), frequencies.data_ptr(), head_dim // 2, *addresses)
+    return angles
+
+
+def embed(tokens: Tensor, weight: Weight) -> Tensor:
+    out = torch.empty(len(tokens), weight.shape[1])
+    tokens = tokens.contiguous()
+    _kernels().unpack(_handle(weight), tokens.data_ptr(), len(tokens), out.data_ptr())
+    return out
+
+
+def _linear(
+    x: Tensor, weight: Weight, *, norm: Tensor | None = None, eps: float = 0, residual: Tensor | None = None
+) -> Tensor:
+    n = len(x)
+    out = torch.empty(n, weight.shape[0])
+    _kernels().linear(
+        _address(x, n, weight.shape[1]), n,
+        0 if norm is None else _address(norm, weight.shape[1]), eps,
+        _handle(weight),
+        0 if residual is None else _address(residual, n, weight.shape[0]),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def attends(context: AttentionContext, window: Window | None) -> bool:
+    """Whether `attend` can serve this layer: its keys are in a paged cache on the CPU, and its window has no gaps."""
+    return isinstance(context, PagedContext) and context.cache.native and (window is None or window.dilation == 1)
+
+
+def _tables(context: PagedContext, layer: int) -> Any:
+    """The layer's block tables, made once a step."""
+    group = context.cache.group_of_layer[layer]
+    if group not in context.native_tables:
+        tables = context.tables[group]
+        context.native_tables[group] = _kernels().Tables(
+            context.cache.block_size,
+            context.cache.block_counts[group],
+            [n for rows in context.sequences for n in rows],
+            [table.first for table in tables],
+            torch.tensor([len(table.blocks) for table in tables]).cumsum(0).tolist(),
+            [block for table in tables for block in table.blocks],
+        )
+    return context.native_tables[group]
+
+
+def project_qkv(
+    x: Tensor,
+    norm: Tensor,
+    wq: Weight,
+    wk: Weight,
+    wv: Weight,
+    *,
+    eps: float,
+    rotation: Rotation,
+    context: AttentionContext,
+    layer: int,
+) -> tuple[Tensor, KeyValues]:
+    n, half = len(x), rotation.cos.shape[-1]
+    if not isinstance(context, PagedContext) or not context.cache.native:
+        q, k, v = (_linear(x, w, norm=norm, eps=eps).unflatten(-1, (-1, 2 * half)) for w in (wq, wk, wv))
+        return reference.rotate(q, rotation), context.store(layer, reference.rotate(k, rotation), v)
+    kept = context.cache.layers[layer]
+    if kept.k.shape[1] * kept.k.shape[2] != wk.shape[0] or kept.k.shape[2] != 2 * half:
+        raise ValueError(f"a cache of {list(kept.k.shape)} does not hold keys of {wk.shape[0]}")
+    q = torch.empty(n, wq.shape[0] // (2 * half), 2 * half)
+    _kernels().project_qkv(
+        _address(x, n, wq.shape[1]), n, _address(norm, wq.shape[1]), eps, _handle(wq), _handle(wk), _handle(wv),
+        _address(rotation.cos, n, half), _address(rotation.sin, n, half), 2 * half,
+        _tables(context, layer), kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16, q.data_ptr(),
+    )  # fmt: skip
+    return q, kept
+
+
+def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: PagedContext, layer: int) -> Tensor:
+    n, heads, head_dim = q.shape
+    out = torch.empty(n, heads * head_dim)
+    _kernels().attend(
+        _address(q, n, heads, head_dim), n, heads, kv.k.shape[1], head_dim, 0 if window is None else window.size,
+        _tables(context, layer), kv.k.data_ptr(), kv.v.data_ptr(), kv.k.dtype is torch.bfloat16, out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def project_out(mixed: Tensor, wo: Weight, residual: Tensor) -> Tensor:
+    return _linear(mixed, wo, residual=residual)
+
+
+def gate_up(x: Tensor, norm: Tensor | None, w1: Weight, w3: Weight, *, eps: float) -> Tensor:
+    n = len(x)
+    out = torch.empty(n, w1.shape[0])
+    _kernels().gate_up(
+        _address(x, n, w1.shape[1]), n,
+        0 if norm is None else _address(norm, w1.shape[1]), eps,
+        _handle(w1), _handle(w3),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def down(hidden: Tensor, w2: Weight, residual: Tensor) -> Tensor:
+    return _linear(hidden, w2, residual=residual)
+
+
+def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *, chosen: int, eps: float) -> Tensor:
+    """As the reference; a token's experts are added in the experts' order, so its bits are its own."""
+    h = reference.rms_norm(x, norm, eps)
+    # A product and a sum a row: a matrix product's order would depend on how many rows there are.
+    scores, picks = (h.unsqueeze(1) * gate).sum(-1).topk(chosen, -1)
+    weights = scores.softmax(-1)
+    out = torch.zeros_like(h)
+    for number, (w1, w2, w3) in enumerate(experts):
+        tokens, nth = torch.where(picks == number)
+        if len(tokens):
+            answer = _linear(gate_up(h[tokens], None, w1, w3, eps=eps), w2)
+            out.index_add_(0, tokens, answer * weights[tokens, nth].unsqueeze(-1))
+    return x + out
+
+
+def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:
+    return _linear(x if rows is None else x[rows], output, norm=norm, eps=eps)

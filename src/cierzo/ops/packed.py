@@ -1,0 +1,214 @@
+"""Matrices in few bits: how values become nibbles or bytes with scales, and back.
+
+Every format has one float16 scale (and, with a minimum, one float16 minimum) for 32 inputs of an output. They are kept
+in the layout that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
+GGUF's Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss.
+"""
+
+import math
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PANEL, TILE, GROUP = 16, 64, 32
+
+_ROWS_AT_ONCE = 4096  # of a matrix while it is packed, so that what is in between stays small
+
+
+class Format(IntEnum):
+    """The formats' numbers in native/format.h, and what a value is."""
+
+    Q4 = 0
+    """scale x (nibble - 8): 4.5 bits a weight."""
+    Q4M = 1
+    """scale x nibble + minimum: 5 bits."""
+    Q8 = 2
+    """scale x int8: 8.5 bits."""
+
+    @property
+    def bits(self) -> int:
+        return 8 if self is Format.Q8 else 4
+
+    @property
+    def header(self) -> int:
+        """Bytes of a tile's scales."""
+        return 128 if self is Format.Q4M else 64
+
+    @property
+    def tile_bytes(self) -> int:
+        return self.header + PANEL * TILE * self.bits // 8
+
+
+class PackedMatrix:
+    """A matrix [outputs, inputs] in a `Format`, on the CPU.
+
+    `data` [panels, tiles, tile_bytes], uint8, may be mapped memory; it is copied if it is not 64-byte aligned. Raises
+    ValueError for another shape.
+    """
+
+    def __init__(self, format: Format, outputs: int, inputs: int, data: Tensor) -> None:
+        if data.dtype != torch.uint8 or tuple(data.shape) != packed_shape(format, outputs, inputs):
+            raise ValueError(f"{format.name} of {outputs} x {inputs} is not {data.dtype} {list(data.shape)}")
+        self.format, self.outputs, self.inputs = format, outputs, inputs
+        self.shape = torch.Size((outputs, inputs))
+        self.data = (
+            data if data.is_contiguous() and data.data_ptr() % 64 == 0 else aligned_empty(tuple(data.shape)).copy_(data)
+        )
+
+    def numel(self) -> int:
+        return self.outputs * self.inputs
+
+    @cached_property
+    def native(self) -> Any:
+        """The handle that kernels take."""
+        from cierzo import _native
+
+        data = self.data
+        return _native.Matrix(data.data_ptr(), data.numel(), int(self.format), self.outputs, self.inputs)
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Float32 values [n, inputs] of the chosen outputs [n]."""
+        panels = self.data[chosen // PANEL]  # [n, tiles, tile_bytes]
+        n, tiles, _ = panels.shape
+        output = (chosen % PANEL).view(n, 1, 1, 1)
+
+        def of_output(per_output: Tensor) -> Tensor:
+            """[n, tiles, x, PANEL, y] -> [n, tiles, x, y] of each row's own output."""
+            index = output.unsqueeze(-1).expand(-1, tiles, per_output.shape[2], 1, per_output.shape[4])
+            return per_output.gather(3, index).squeeze(3)
+
+        header = panels[..., : self.format.header].contiguous().view(torch.float16).view(n, tiles, -1, PANEL, 1)
+        header = of_output(header).float()  # [n, tiles, 2 or 4, 1]
+        lines = of_output(panels[..., self.format.header :].reshape(n, tiles, -1, PANEL, 4)).flatten(2)
+        if self.format is Format.Q8:
+            values = lines.view(torch.int8).float()
+        else:
+            values = torch.cat((lines & 15, lines >> 4), -1).float() - (8 if self.format is Format.Q4 else 0)
+        values = values.view(n, tiles, 2, GROUP) * header[:, :, :2]
+        if self.format is Format.Q4M:
+            values = values + header[:, :, 2:]
+        return values.flatten(1)[:, : self.inputs]
+
+    def unpacked(self) -> Tensor:
+        """All of it, float32."""
+        return self.rows(torch.arange(self.outputs))
+
+
+def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, int, int]:
+    return (-(-outputs // PANEL), -(-inputs // TILE), format.tile_bytes)
+
+
+def aligned_empty(shape: tuple[int, ...]) -> Tensor:
+    """Bytes that begin at a multiple of 64."""
+    size = math.prod(shape)
+    room = torch.empty(size + 64, dtype=torch.uint8)
+    start = -room.data_ptr() % 64
+    return room[start : start + size].view(shape)
+
+
+GGML_GRIDS = {2: Format.Q4, 3: Format.Q4M, 8: Format.Q8, 12: Format.Q4M}
+"""Formats that hold GGUF's block types (by ggml's numbers): Q4_0, Q4_1 and Q8_0 to the bit; Q4_K with scales and minima
+rounded to float16."""
+
+
+def from_blocks(kind: int, raw: Tensor, outputs: int, inputs: int) -> PackedMatrix:
+    """GGUF's blocks of one of `GGML_GRIDS`, the bytes of a matrix as they lie in a file; needs the native kernels.
+
+    Raises ValueError when they do not fit the shape, or scales are not finite.
+    """
+    from cierzo import _native
+
+    format = GGML_GRIDS[kind]
+    packed = PackedMatrix(format, outputs, inputs, aligned_empty(packed_shape(format, outputs, inputs)))
+    raw = raw.contiguous()
+    if not _native.repack(kind, raw.data_ptr(), raw.numel(), packed.native):
+        raise ValueError(_NOT_FINITE)
+    return packed
+
+
+_NOT_FINITE = "a scale or a minimum is not finite: it does not fit float16, or the weights are broken"
+
+
+def pack(format: Format, values: Tensor, scales: Tensor, minima: Tensor | None = None) -> PackedMatrix:
+    """Integers [outputs, inputs] (nibbles 0..15 as uint8, or int8) with float16 scales [outputs, groups].
+
+    Raises ValueError when shapes do not fit, or scales or minima are not finite.
+    """
+    outputs, inputs = values.shape
+    panels, tiles, width = packed_shape(format, outputs, inputs)
+    sides = [scales] if minima is None else [scales, minima]
+    if (minima is None) == (format is Format.Q4M) or any(s.shape != (outputs, -(-inputs // GROUP)) for s in sides):
+        raise ValueError(
+            f"{format.name} of {outputs} x {inputs} needs a scale, and with a minimum one, a group of {GROUP}"
+        )
+    if not all(side.isfinite().all() for side in sides):
+        raise ValueError(_NOT_FINITE)
+    data = aligned_empty((panels, tiles, width))
+    step = _ROWS_AT_ONCE
+    for start in range(0, outputs, step):
+        part = [side[start : start + step].half() for side in sides]
+        data[start // PANEL : (start + step) // PANEL] = _panels(format, values[start : start + step], part)
+    return PackedMatrix(format, outputs, inputs, data)
+
+
+def _panels(format: Format, values: Tensor, sides: list[Tensor]) -> Tensor:
+    """Some outputs' part of the layout, [panels, tiles, tile_bytes]."""
+
+    def padded(x: Tensor, columns: int) -> Tensor:
+        return torch.nn.functional.pad(x, (0, columns - x.shape[1], 0, -x.shape[0] % PANEL))
+
+    panels, tiles = -(-values.shape[0] // PANEL), -(-values.shape[1] // TILE)
+    header = [
+        padded(side, 2 * tiles).view(panels, PANEL, tiles, 2).permute(0, 2, 3, 1).reshape(panels, tiles, -1)
+        for side in sides
+    ]
+    whole = padded(values, tiles * TILE).view(torch.uint8).view(panels, PANEL, tiles, TILE)
+    if format is not Format.Q8:
+        whole = whole[..., :GROUP] | whole[..., GROUP:] << 4
+    lines = whole.view(panels, PANEL, tiles, -1, 4).permute(0, 2, 3, 1, 4).reshape(panels, tiles, -1)
+    return torch.cat([*(side.contiguous().view(torch.uint8) for side in header), lines], -1)
+
+
+def quantize(weights: Tensor, format: Format) -> PackedMatrix:
+    """Weights [outputs, inputs], rounded to the nearest value of the format's grids.
+
+    For `Q4` each group's scale is the best of some around (largest value) / 8 by squared error; `Q8` takes the largest
+    value / 127. Raises ValueError for `Q4M`, which only holds grids that came with a file.
+    """
+    if format is Format.Q4M:
+        raise ValueError("Q4M holds the grids of files; quantise to Q4 or Q8")
+    outputs, inputs = weights.shape
+    values = torch.empty(outputs, inputs, dtype=torch.uint8 if format is Format.Q4 else torch.int8)
+    scales = torch.empty(outputs, -(-inputs // GROUP), dtype=torch.float16)
+    for start in range(0, outputs, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        groups = torch.nn.functional.pad(weights[rows].float(), (0, -inputs % GROUP)).unflatten(1, (-1, GROUP))
+        rounded, scale = _nibbles(groups) if format is Format.Q4 else _bytes(groups)
+        values[rows], scales[rows] = rounded.flatten(1)[:, :inputs], scale
+    return pack(format, values, scales)
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 0, 1 / scale).unsqueeze(-1)
+
+
+def _bytes(groups: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (groups.abs().amax(-1) / 127).half()
+    return (groups * _inverse(scale.float())).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _nibbles(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale keeps the sign of the largest value, which -8 then holds: the grid has one more step on that side."""
+    peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    best_scale, best_error = (peak / -8).half().float(), torch.full_like(peak, torch.inf)
+    for steps in (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5):
+        scale = (peak / steps).half().float()
+        restored = (groups * _inverse(scale)).round().clamp(-8, 7) * scale.unsqueeze(-1)
+        error = (restored - groups).square().sum(-1)
+        better = error < best_error
+        best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
+    values = (groups * _inverse(best_scale)).round().clamp(-8, 7) + 8
+    return values.to(torch.uint8), best_scale.half()

@@ -1,0 +1,207 @@
+"""Our own format: a folder with `packed.safetensors`, matrices in few bits as the kernels read them.
+
+The file is an ordinary safetensors file, so that any tool can list it. Its metadata hold the configuration, as JSON,
+and the shapes; a packed matrix is a uint8 tensor [panels, tiles, tile_bytes] whose last width tells its format, and
+everything else is float32. Packed matrices lie at multiples of 64 bytes, so kernels read the mapped file, which
+processes share. The model's tokenizer and templates are copied beside it.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from cierzo.errors import CierzoError, WeightsError
+from cierzo.model import ModelConfig
+from cierzo.ops import Format, PackedMatrix, packed_shape, quantize
+from cierzo.weights.load import check_shapes, is_matrix, model_shapes
+from cierzo.weights.source import WeightSource, make_config, one_line, open_source, read_safetensors
+
+FILE = "packed.safetensors"
+
+_VERSION = "1"
+_BY_WIDTH = {format.tile_bytes: format for format in Format}
+_EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
+_COPIED = (".json", ".jinja", ".model", ".txt", ".md")
+_ALIGNMENT = 64
+
+
+class PackedFolder:
+    """A `WeightSource` over a folder that `quantize_model` wrote; nothing is copied."""
+
+    quantized = True
+    dtype = torch.float32
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        file = folder / FILE
+        metadata = _metadata(file)
+        self.config = _config(file, metadata)
+        self._tensors = read_safetensors(file, floats=False)
+        self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
+
+    def tensor(self, name: str) -> Tensor:
+        stored = self._tensors[name]
+        return self.packed(name).unpacked() if stored.dtype == torch.uint8 else stored
+
+    def packed(self, name: str) -> PackedMatrix:
+        stored = self._tensors[name]
+        outputs, inputs = self.shapes[name]
+        return PackedMatrix(_BY_WIDTH[stored.shape[2]], outputs, inputs, stored)
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the metadata declare, which must be what is stored."""
+        stored = self._tensors.get(name)
+        if stored is None:
+            raise WeightsError(f"{self.path / FILE}: no tensor {name!r}: quantise the model again")
+        format = _BY_WIDTH.get(stored.shape[-1]) if stored.ndim == 3 and stored.dtype == torch.uint8 else None
+        expected = packed_shape(format, *shape) if format is not None and len(shape) == 2 else shape
+        if tuple(stored.shape) != expected or (format is None and stored.dtype != torch.float32):
+            raise WeightsError(
+                f"{self.path / FILE}: tensor {name!r} is {list(stored.shape)} and declared {list(shape)}: "
+                "quantise the model again"
+            )
+        return shape
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{file}: not a whole safetensors file ({one_line(error)}): quantise the model again"
+        ) from error
+    if metadata.get("cierzo") != _VERSION:
+        raise WeightsError(f"{file}: not a packed model of version {_VERSION}: quantise the model again")
+    return dict(metadata)
+
+
+def _json(file: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{file}: metadata {key!r} cannot be read: quantise the model again") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{file}: metadata {key!r} is no object: quantise the model again")
+    return value
+
+
+def _config(file: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    values = _json(file, metadata, "config")
+    unknown = set(values) ^ {field.name for field in fields(ModelConfig)}
+    if unknown:
+        raise WeightsError(f"{file}: {sorted(unknown)[0]!r} of another version: quantise the model again")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    moe = values.pop("moe")
+    if moe is not None and not (isinstance(moe, dict) and set(moe) == {"num_experts", "num_experts_per_tok"}):
+        raise WeightsError(f"{file}: 'moe' {moe!r} is no mixture of experts: quantise the model again")
+    experts = (moe["num_experts"], moe["num_experts_per_tok"]) if moe else None
+    return make_config(file, experts=experts, **values)
+
+
+def _shapes(file: Path, metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    shapes = _json(file, metadata, "shapes")
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(isinstance(n, int) and 0 < n < 2**31 for n in shape):
+            raise WeightsError(f"{file}: the shape of tensor {name!r}, {shape!r}, cannot be: quantise the model again")
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def quantize_model(
+    model: Path, out: Path, *, bits: int = 4, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write the model at `model` (consolidated or Hugging Face) as a packed folder `out`, tensor by tensor.
+
+    Matrices are rounded to nearest in 4 or 8 `bits`, embeddings and output always in 8; norms and routers stay
+    float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
+
+    Raises:
+        CierzoError: `out` exists, or cannot be written.
+        WeightsError: as `open_source` does; also for a model in few bits, which is run as it is.
+    """
+    if out.exists():
+        raise CierzoError(f"{out} exists: name another folder, or remove it")
+    source = open_source(model)
+    if source.quantized:
+        raise WeightsError(f"{model}: its weights are in few bits already: run it as it is, or start from the original")
+    shapes = model_shapes(source.config)
+    check_shapes(source, shapes)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
+            with Path(folder, FILE).open("wb") as file:
+                _write(file, source, shapes, Format.Q8 if bits == 8 else Format.Q4, progress)
+            for other in model.iterdir():
+                if other.is_file() and (other.suffix in _COPIED or ".model." in other.name):
+                    shutil.copyfile(other, Path(folder, other.name))
+            os.chmod(folder, 0o755)
+            os.rename(folder, out)
+    except OSError as error:
+        raise CierzoError(
+            f"cannot write {out}: {error.strerror}: choose a folder with room for the packed model"
+        ) from error
+
+
+def _write(
+    file: BinaryIO,
+    source: WeightSource,
+    shapes: Mapping[str, tuple[int, ...]],
+    format: Format,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
+    formats = {name: Format.Q8 if name in _EMBEDDINGS else format for name in matrices}
+    file.write(_header(source.config, shapes, formats))
+    done, total = 0, source.config.n_params
+    # Packed ones first: their lengths are multiples of 64 bytes, so each begins at one.
+    for name in [*matrices, *(name for name in shapes if name not in formats)]:
+        tensor = source.tensor(name)
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"{source.path}: tensor {name!r} holds numbers that are not finite: fetch the model again"
+            )
+        stored = _quantized(source, name, tensor, formats[name]).data if name in formats else tensor.float()
+        file.write(stored.contiguous().view(-1).view(torch.uint8).numpy().data)
+        done += tensor.numel()
+        if progress:
+            progress(done, total)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _quantized(source: WeightSource, name: str, tensor: Tensor, format: Format) -> PackedMatrix:
+    try:
+        return quantize(tensor, format)
+    except ValueError as error:
+        raise WeightsError(f"{source.path}: tensor {name!r}: {error}") from error
+
+
+def _header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
+    """The length and the JSON that a safetensors file begins with, filled up so that data begin at a multiple of 64."""
+
+    def entries() -> Iterator[tuple[str, dict[str, Any]]]:
+        at = 0
+        for name, format in formats.items():
+            panels, tiles, width = packed_shape(format, *shapes[name])
+            at, start = at + panels * tiles * width, at
+            yield name, {"dtype": "U8", "shape": [panels, tiles, width], "data_offsets": [start, at]}
+        for name, shape in shapes.items():
+            if name not in formats:
+                at, start = at + 4 * math.prod(shape), at
+                yield name, {"dtype": "F32", "shape": shape, "data_offsets": [start, at]}
+
+    metadata = {"cierzo": _VERSION, "config": json.dumps(asdict(config)), "shapes": json.dumps(shapes)}
+    text = json.dumps({"__metadata__": metadata, **dict(entries())}).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,131 @@
+"""Our own packed format: written whole or not at all, read back as it was, and not trusted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cierzo.errors import CierzoError, WeightsError
+from cierzo.model import ModelConfig, MoeConfig
+from cierzo.ops import Format, PackedMatrix, quantize
+from cierzo.weights import load_model, open_source, quantize_model
+from cierzo.weights.packed import FILE
+from support.checkpoints import huggingface_model, random_weights, write_consolidated
+
+CONFIG = ModelConfig(
+    dim=40, n_layers=2, head_dim=8, hidden_dim=72, n_heads=4, n_kv_heads=2, vocab_size=100, max_seq_len=128,
+    sliding_window=(7, None),
+)  # fmt: skip
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    return random_weights(CONFIG)
+
+
+@pytest.fixture
+def original(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    folder = write_consolidated(tmp_path / "tiny-instruct", CONFIG, weights)
+    (folder / "tokenizer.model.v3").write_bytes(b"a tokenizer")
+    return folder
+
+
+@pytest.mark.parametrize("format", [Format.Q4, Format.Q8])
+def test_a_packed_model_reads_back(
+    tmp_path: Path, original: Path, weights: dict[str, torch.Tensor], format: Format
+) -> None:
+    out = tmp_path / "packed"
+    reports: list[tuple[int, int]] = []
+    quantize_model(original, out, bits=format.bits, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (CONFIG.n_params, CONFIG.n_params)
+    assert sorted(f.name for f in out.iterdir()) == [FILE, "params.json", "tokenizer.model.v3"]
+    assert [f for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+    model = load_model(out, packed=True)
+    assert model.config == CONFIG
+    wq = model.layers[1].attention.wq.weight  # type: ignore[union-attr]
+    assert isinstance(wq, PackedMatrix)
+    assert wq.data.data_ptr() % 64 == 0
+    assert torch.equal(wq.data, quantize(weights["layers.1.attention.wq.weight"], format).data)
+    embeddings = model.tok_embeddings.weight
+    assert isinstance(embeddings, PackedMatrix)
+    assert embeddings.format is Format.Q8
+    assert torch.equal(model.norm.weight, weights["norm.weight"])
+
+    unpacked = load_model(out)  # as float32, where no kernels are
+    assert torch.equal(unpacked.layers[1].attention.wq.weight, wq.unpacked())  # type: ignore[union-attr, arg-type]
+
+
+def test_experts_and_hugging_face_folders_can_be_packed(tmp_path: Path) -> None:
+    config = ModelConfig(
+        dim=32, n_layers=1, head_dim=8, hidden_dim=48, n_heads=4, n_kv_heads=4, vocab_size=50, max_seq_len=64,
+        moe=MoeConfig(4, 2),
+    )  # fmt: skip
+    huggingface_model(config, random_weights(config), "Mixtral").save_pretrained(tmp_path / "hf")
+    quantize_model(tmp_path / "hf", tmp_path / "out")
+    source = open_source(tmp_path / "out")
+    assert source.config.moe == config.moe
+    router = source.tensor("layers.0.feed_forward.gate.weight")
+    assert torch.equal(router, open_source(tmp_path / "hf").tensor("layers.0.feed_forward.gate.weight").float())
+
+
+def test_what_cannot_be_packed_is_refused_and_nothing_is_left(tmp_path: Path, original: Path) -> None:
+    out = tmp_path / "out"
+    quantize_model(original, out)
+    with pytest.raises(CierzoError, match="exists: name another folder"):
+        quantize_model(original, out)
+    with pytest.raises(WeightsError, match="in few bits already"):
+        quantize_model(out, tmp_path / "again")
+    broken = random_weights(CONFIG)
+    broken["layers.0.feed_forward.w2.weight"][3, 5] = torch.nan
+    write_consolidated(tmp_path / "nan", CONFIG, broken)
+    with pytest.raises(WeightsError, match=r"'layers.0.feed_forward.w2.weight' holds numbers that are not finite"):
+        quantize_model(tmp_path / "nan", tmp_path / "never")
+    broken["layers.0.feed_forward.w2.weight"][3, 5] = 1e30  # its scale does not fit float16
+    write_consolidated(tmp_path / "huge", CONFIG, broken)
+    with pytest.raises(WeightsError, match=r"'layers.0.feed_forward.w2.weight': a scale"):
+        quantize_model(tmp_path / "huge", tmp_path / "never")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["huge", "nan", "out", "tiny-instruct"]
+
+
+def rewritten(file: Path, change: dict[str, object]) -> None:
+    """The same file with other metadata."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] |= change
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cierzo": "2"}, "not a packed model of version 1"),
+        ({"config": "[["}, "metadata 'config' cannot be read"),
+        ({"config": "[]"}, "metadata 'config' is no object"),
+        ({"config": "{}"}, "of another version"),
+        ({"shapes": '{"norm.weight": [0]}'}, "shape of tensor 'norm.weight'"),
+        ({"shapes": '{"norm.weight": [41]}'}, r"tensor 'norm.weight' is \[40\] and declared \[41\]"),
+        ({"shapes": '{"tok_embeddings.weight": [117, 40]}'}, r"'tok_embeddings.weight' is .* declared \[117, 40\]"),
+        ({"shapes": '{"more.weight": [1]}'}, "no tensor 'more.weight'"),
+        ({"shapes": "{}"}, "tensors are missing"),
+    ],
+)
+def test_files_that_lie(tmp_path: Path, original: Path, change: dict[str, object], message: str) -> None:
+    out = tmp_path / "out"
+    quantize_model(original, out)
+    rewritten(out / FILE, change)
+    with pytest.raises(WeightsError, match=message):
+        load_model(out, packed=True)
+
+
+def test_a_cut_file_is_refused(tmp_path: Path, original: Path) -> None:
+    out = tmp_path / "out"
+    quantize_model(original, out)
+    data = (out / FILE).read_bytes()
+    for length in (0, 7, 100, len(data) - 1):
+        (out / FILE).write_bytes(data[:length])
+        with pytest.raises(WeightsError, match="not a whole safetensors file"):
+            load_model(out, packed=True)
