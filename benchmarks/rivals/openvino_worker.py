@@ -1,0 +1,42 @@
+"""OpenVINO GenAI, which reads GGUF files itself. See worker.py. A setting is a dict of the CPU plugin's properties."""
+
+import platform
+from importlib.metadata import version
+
+import numpy as np
+import openvino
+import openvino_genai
+from worker import Job, run
+
+
+class OpenVino:
+    loads = True
+    absent_bytes = 0
+
+    def __init__(self, job: Job) -> None:
+        self._pipeline = openvino_genai.LLMPipeline(
+            job.model, "CPU", {"INFERENCE_NUM_THREADS": job.threads, **job.setting}
+        )
+        self.versions = {
+            "openvino-genai": openvino_genai.get_version(),
+            "openvino": openvino.get_version(),
+            "python": platform.python_version(),
+            "numpy": version("numpy"),
+        }
+        core = openvino.Core()
+        self.flags = {"capabilities": core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"), "threads": job.threads}
+
+    def generate(self, prompts: list[list[int]], steps: int) -> tuple[float, float]:
+        ids = np.array(prompts, np.int64)
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos, config.do_sample = steps + 1, True, False
+        raw = self._pipeline.generate(inputs, config).perf_metrics.raw_metrics  # in milliseconds, one entry a step
+        times = raw.m_new_token_times
+        if len(times) != steps + 1:
+            raise RuntimeError(f"{len(times)} steps instead of {steps + 1}")
+        return raw.m_times_to_first_token[0] / 1e3, (times[-1] - times[0]) / 1e3
+
+
+if __name__ == "__main__":
+    run(OpenVino)
