@@ -4,10 +4,10 @@
     python benchmarks/make_gguf.py mistral-7b-v0.1 7b.gguf           once
     python benchmarks/cpu.py [--model 7b.gguf]... [--engines cierzo,llama.cpp,openvino,transformers] [--rounds 3]
 
-Run it with a Python that has Cierzo; that one is measured, or the one of --cierzo-python. Every measurement is a process
-of its own, one at a time, with the file in the page cache. In the first round each engine tries all its settings; those
-that were best at something go on, in an order that turns every round. A figure is the median over the rounds of the
-setting that has the best one. Prints a table and one JSON line a model. benchmarks/README.md tells more.
+Run it with a Python that has Cierzo; that one is measured, or the one of --cierzo-python. Every measurement is a
+process of its own, one at a time, with the file in the page cache. In the first round each engine tries all its
+settings; those that were best at something go on, in an order that turns every round. A figure is the median over the
+rounds of the setting that has the best one. Prints a table and one JSON line a model. benchmarks/README.md tells more.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -58,10 +59,12 @@ def measure(engine: str, model: Path, setting: dict[str, Any], options: argparse
     """One process of one engine: its answer, or `error` with one line."""
     worker = HERE / "rivals" / f"{engine.replace('.', '_')}_worker.py"
     fields = ("prompt", "decode", "streams", "stream_prompt", "threads")
-    job = {name: getattr(options, name) for name in fields} | {"model": str(model), "setting": setting}
+    job = {name: getattr(options, name) for name in fields}
+    job |= {"model": str(model), "small_model": str(options.small_model), "setting": setting}
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
     if engine == "cierzo":
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | environment  # as its command line does
+    others = OthersCpu()
     command = [str(python_of(engine, options)), str(worker), json.dumps(job | {"began": time.time()})]
     try:
         run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=options.timeout)
@@ -71,7 +74,26 @@ def measure(engine: str, model: Path, setting: dict[str, Any], options: argparse
         lines = run.stderr.strip().splitlines()
         return {"error": lines[-1] if lines else f"ended with status {run.returncode}"}
     answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return answer
+    return answer | {"others_cpu": round(others.share(), 3)}
+
+
+class OthersCpu:
+    """The share of this machine's CPU time that other processes have taken since this object was made."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float:
+        busy, all_, own = (end - start for end, start in zip(self._now(), self._start, strict=True))
+        return max(0.0, busy - own) / all_
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds of all cores: busy, all, and those of processes that were started here and have ended."""
+        with open("/proc/stat", encoding="ascii") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+        seconds = [count / os.sysconf("SC_CLK_TCK") for count in ticks]
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return sum(seconds) - sum(seconds[3:5]), sum(seconds), used.ru_utime + used.ru_stime
 
 
 def read_bandwidth(options: argparse.Namespace) -> dict[str, float]:
@@ -154,6 +176,7 @@ def main() -> None:
             sys.exit(f"error: --{name.replace('_', '-')} must be at least 1")
     try:
         models = [resolve_model(model, progress=True).absolute() for model in options.model or [None]]
+        options.small_model = resolve_model(None, progress=True).absolute()
         sizes = [weight_bytes(model) for model in models]
     except CierzoError as error:
         sys.exit(f"error: {error}")

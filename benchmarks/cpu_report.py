@@ -92,5 +92,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
         for sample in told["samples"]:
             if "error" in sample and told["best"]:
                 yield f"  {engine}: {json.dumps(sample['setting'])} failed: {sample['error']}"
+        if taken := [sample["others_cpu"] for sample in told["samples"] if "others_cpu" in sample]:
+            yield f"  {engine}: meanwhile other processes took {min(taken):.0%} to {max(taken):.0%} of the CPU time"
         if layers := told.get("flags", {}).get("layers"):
             yield f"  {engine}: measured with {layers} layers of random weights"

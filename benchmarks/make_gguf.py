@@ -3,9 +3,9 @@
     python benchmarks/make_gguf.py mistral-7b-v0.1 FILE.gguf [--type q4_0] [--layers N]
 
 The matrices of the layers have the type; so has the embedding, unless it is the output as well; the output is Q8_0 and
-norms are F32. (llama.cpp's own Q4_0 files have a Q6_K output, which fewer engines read.) The vocabulary is Mistral's v1,
-filled up with unused tokens. Written tensor by tensor: a 7B model takes 4.1 GB of disk and little memory. Its answers are
-noise.
+norms are F32. (llama.cpp's own Q4_0 files have a Q6_K output, which fewer engines read.) The vocabulary is Mistral's
+v1, filled up with unused tokens. Written tensor by tensor: a 7B model takes 4.1 GB of disk and little memory. Its
+answers are noise.
 """
 
 import argparse

@@ -27,6 +27,8 @@ class Job:
     """`began` is when the process was started, in seconds since the epoch; the other numbers are tokens and counts."""
 
     model: str
+    small_model: str
+    """A GGUF file with a byte-pair vocabulary, for an engine that cannot read the model's own."""
     prompt: int
     decode: int
     streams: int
