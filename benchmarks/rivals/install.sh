@@ -23,3 +23,4 @@ make_venv() { # NAME [PIP OPTION]... PACKAGE
 
 make_venv openvino openvino-genai==2026.4.1.0
 make_venv llama.cpp --no-binary llama-cpp-python llama-cpp-python==0.3.36
+echo "$("$CXX" --version | head -n 1); $CMAKE_ARGS" >"$folder/llama.cpp/built-with"

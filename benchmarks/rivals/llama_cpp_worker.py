@@ -4,8 +4,8 @@ A setting has `repack` (matrices laid out anew for the instruction set when load
 `ubatch` (tokens computed at once). The cache is in 16 bits, and streams have caches of their own.
 """
 
-import ctypes
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class LlamaCpp:
         self.versions = {"llama-cpp-python": llama_cpp.__version__}
         self.flags = {
             "system_info": llama_cpp.llama_print_system_info().decode(),
-            "compiler": compiler(),
+            "build": Path(sys.prefix, "built-with").read_text(encoding="utf-8").strip(),  # install.sh wrote it
             "threads": job.threads,
             "cache": "f16",
         }
@@ -97,14 +97,6 @@ class LlamaCpp:
     def _best(self, row: int) -> int:
         scores = llama_cpp.llama_get_logits_ith(self._context, row)
         return int(np.argmax(np.ctypeslib.as_array(scores, (self._n_vocab,))))
-
-
-def compiler() -> str:
-    """What the compiler left in the library that holds the kernels."""
-    text = next(Path(llama_cpp.__file__).parent.glob("lib/libggml-cpu*.so")).read_bytes()
-    at = text.find(b"clang version")
-    at = at if at >= 0 else text.find(b"GCC: (")
-    return ctypes.create_string_buffer(text[at : at + 80]).value.decode(errors="replace")
 
 
 if __name__ == "__main__":
