@@ -117,6 +117,7 @@ def weight_bytes(model: Path) -> int:
 
 def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, float]]:
     results = {engine: Result() for engine in options.engines}
+    settings = {engine: SETTINGS[engine] for engine in options.engines}
     bandwidth: dict[str, float] = {}
     with model.open("rb") as file:  # into the page cache
         while file.read(1 << 24):
@@ -131,11 +132,12 @@ def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Resu
                 note = {"error": f"no {python_of(engine, options)}: run benchmarks/rivals/install.sh"}
                 result.samples.append({"setting": {}, **note})
                 continue
-            for setting in result.leaders() if number else SETTINGS[engine]:
+            for setting in settings[engine]:
                 answer = measure(engine, model, setting, options)
                 result.told = {k: answer.pop(k) for k in ("versions", "flags") if k in answer} or result.told
                 result.samples.append({"setting": setting, **answer})
                 print(f"{number + 1}/{options.rounds} {engine} {json.dumps(result.samples[-1])}", file=sys.stderr)
+            settings[engine] = result.leaders()
     return results, bandwidth
 
 

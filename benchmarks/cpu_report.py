@@ -26,13 +26,14 @@ class Result:
     """Versions and flags by the worker's last answer."""
 
     def best(self, measure: str) -> tuple[float, dict[str, Any]] | None:
-        """The best setting's median, and the setting."""
+        """The best setting's median, and the setting; those that were tried in the first round only are left out."""
         by_setting: dict[str, list[float]] = {}
         for sample in self.samples:
             value = sample.get("measured", {}).get(measure)
             if value is not None:
                 by_setting.setdefault(json.dumps(sample["setting"]), []).append(value)
-        medians = [(statistics.median(values), json.loads(setting)) for setting, values in by_setting.items()]
+        most = max(map(len, by_setting.values()), default=0)
+        medians = [(statistics.median(v), json.loads(setting)) for setting, v in by_setting.items() if len(v) == most]
         choose = max if MEASURES[measure][1] else min
         return choose(medians, key=lambda pair: pair[0]) if medians else None
 
