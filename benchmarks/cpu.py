@@ -56,7 +56,7 @@ def python_of(engine: str, options: argparse.Namespace) -> Path:
 
 
 def measure(engine: str, model: Path, setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """One process of one engine: its answer, or `error` with one line."""
+    """One process of one engine: its last answer, and `error` with one line when it did not come to its end."""
     worker = HERE / "rivals" / f"{engine.replace('.', '_')}_worker.py"
     fields = ("prompt", "decode", "streams", "stream_prompt", "threads")
     job = {name: getattr(options, name) for name in fields}
@@ -66,15 +66,18 @@ def measure(engine: str, model: Path, setting: dict[str, Any], options: argparse
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | environment  # as its command line does
     others = OthersCpu()
     command = [str(python_of(engine, options)), str(worker), json.dumps(job | {"began": time.time()})]
+    answer: dict[str, Any] = {}
     try:
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=options.timeout)
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {options.timeout} s"}
-    if run.returncode:
-        lines = run.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"ended with status {run.returncode}"}
-    answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return answer | {"others_cpu": round(others.share(), 3)}
+        run = subprocess.run(command, capture_output=True, env=environment, timeout=options.timeout)
+        output = run.stdout
+        if run.returncode:
+            lines = run.stderr.decode(errors="replace").strip().splitlines()
+            answer["error"] = lines[-1] if lines else f"ended with status {run.returncode}"
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout or b""
+        answer["error"] = f"not done in {options.timeout:g} s"
+    told = [line for line in output.splitlines(keepends=True) if line.startswith(b'{"measured"') and line[-1:] == b"\n"]
+    return answer | (json.loads(told[-1]) if told else {}) | {"others_cpu": round(others.share(), 3)}
 
 
 class OthersCpu:

@@ -74,7 +74,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
             yield f"{engine:22}  not measured: {told['samples'][-1]['error']}"
             continue
         cells = [f"{best[name]['value']:.4g}" if name in best else "-" for name in MEASURES]
-        cells.insert(1, f"{told['weights_gb_per_s'] / found['read_gb_per_s']:.0%}")
+        cells.insert(1, f"{told['weights_gb_per_s'] / found['read_gb_per_s']:.0%}" if "decode" in best else "-")
         yield f"{engine:22}" + "".join(f"{cell:>14}" for cell in cells)
     own = found["engines"].get("cierzo", {}).get("best", {})
     for engine, told in found["engines"].items():
@@ -92,7 +92,7 @@ def table(found: dict[str, Any]) -> Iterator[str]:
                 yield f"  {engine}: {MEASURES[name][0]} with {json.dumps(best['setting'])}"
         for sample in told["samples"]:
             if "error" in sample and told["best"]:
-                yield f"  {engine}: {json.dumps(sample['setting'])} failed: {sample['error']}"
+                yield f"  {engine}: {json.dumps(sample['setting'])} {sample['error']}"
         if taken := [sample["others_cpu"] for sample in told["samples"] if "others_cpu" in sample]:
             yield f"  {engine}: meanwhile other processes took {min(taken):.0%} to {max(taken):.0%} of the CPU time"
         if layers := told.get("flags", {}).get("layers"):

@@ -61,6 +61,7 @@ def test_the_table_tells_shares_ratios_and_what_is_missing() -> None:
     results = {
         "cierzo": Result([sample({}, 12.0)], {"flags": {}}),
         "llama.cpp": Result([sample({}, 8.0)], {"flags": {}}),
+        "transformers": Result([{"setting": {}, "measured": {"first_token_s": 3.0}, "error": "not done in 5 s"}]),
         "openvino": Result([{"setting": {}, "error": "no such python"}]),
     }
     found = summary(results, {"sum": 20.0}, 1_000_000_000)
@@ -68,5 +69,6 @@ def test_the_table_tells_shares_ratios_and_what_is_missing() -> None:
     text = "\n".join(table(found | dict.fromkeys(names, 1) | {"model": "m", "weight_bytes": 1_000_000_000}))
     assert "60%" in text
     assert "1.50 x" in text
+    assert "{} not done in 5 s" in text
     assert "not measured: no such python" in text
     assert summary(results, {"sum": 10.0}, 1_000_000_000)["read_gb_per_s"] == 12.0

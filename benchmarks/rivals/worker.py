@@ -1,9 +1,10 @@
-"""What every engine's worker has in common: a job in, one engine measured, one JSON line out.
+"""What every engine's worker has in common: a job in, one engine measured, a JSON line out.
 
 `cpu.py` starts a worker in the engine's own environment, which has Python's standard library and the engine:
 
     PYTHON benchmarks/rivals/NAME_worker.py JOB          JOB: the fields of `Job`, as JSON
 
+A line comes after each measure, with those before it: what is done is not lost when the rest fails or takes too long.
 Settings of an engine are tried one a process. All engines get the same token ids, never the same ones twice (some keep
 what they have computed), choose the best token, and go on past the end token.
 """
@@ -78,22 +79,21 @@ def run(make_engine: Callable[[Job], Engine]) -> None:
             rates.append(measure())
         return statistics.median(rates)
 
+    measured: dict[str, float] = {}
+
+    def tell(name: str, value: float, peak: str) -> None:
+        measured[name] = value
+        measured[peak] = (peak_bytes() + engine.absent_bytes) / 2**20
+        print(json.dumps({"measured": measured, "versions": engine.versions, "flags": engine.flags}), flush=True)
+
     engine.generate(prompts(1, SHORT), 0)
-    first_token = time.time() - job.began
-    decode = repeated(lambda: job.decode / engine.generate(prompts(1, SHORT), job.decode)[1])
-    prompt = repeated(lambda: job.prompt / engine.generate(prompts(1, job.prompt), 0)[0])
-    one_stream_peak = peak_bytes()
+    if engine.loads:
+        tell("first_token_s", time.time() - job.began, "peak_mib")
+    tell("decode", repeated(lambda: job.decode / engine.generate(prompts(1, SHORT), job.decode)[1]), "peak_mib")
+    tell("prompt", repeated(lambda: job.prompt / engine.generate(prompts(1, job.prompt), 0)[0]), "peak_mib")
     many = prompts(job.streams, job.stream_prompt)
-    streams = repeated(lambda: job.streams * job.decode / engine.generate(many, job.decode)[1])
-    measured = {
-        "decode": decode,
-        "prompt": prompt,
-        "streams": streams,
-        "first_token_s": first_token if engine.loads else None,
-        "peak_mib": (one_stream_peak + engine.absent_bytes) / 2**20,
-        "streams_peak_mib": (peak_bytes() + engine.absent_bytes) / 2**20,
-    }
-    print(json.dumps({"measured": measured, "versions": engine.versions, "flags": engine.flags}))
+    rate = repeated(lambda: job.streams * job.decode / engine.generate(many, job.decode)[1])
+    tell("streams", rate, "streams_peak_mib")
 
 
 def peak_bytes() -> int:
