@@ -29,7 +29,7 @@ def make_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     partial.mkdir(parents=True)
     params = {name: value for name, value in asdict(config).items() if name != "window_dilation" and value is not None}
     (partial / "params.json").write_text(json.dumps(params, indent=2))
-    shapes = {name: tuple(meta.shape) for name, meta in Transformer.without_weights(config).state_dict().items()}
+    shapes = parameter_shapes(config)
     # The format: https://github.com/huggingface/safetensors#format
     header, end = {}, 0
     for name, shape in shapes.items():
@@ -40,14 +40,23 @@ def make_checkpoint(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     torch.manual_seed(seed)
     with (partial / "consolidated.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name, shape in shapes.items():
+        for shape in shapes.values():
             for piece in pieces(shape):
                 file.write(piece.bfloat16().view(torch.int16).numpy().data)
-            if sys.stderr.isatty():
-                print(f"\r{file.tell() / 1e9:.1f} of {end / 1e9:.1f} GB  {name:<50}", end="", file=sys.stderr)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+            show_progress(file.tell(), end)
     partial.rename(folder)
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, by Mistral's names."""
+    return {name: tuple(meta.shape) for name, meta in Transformer.without_weights(config).state_dict().items()}
+
+
+def show_progress(done: int, total: int) -> None:
+    """How many bytes are written, on a terminal."""
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        print(f"\r{done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr, flush=True)
 
 
 def pieces(shape: tuple[int, ...]) -> Iterator[torch.Tensor]:

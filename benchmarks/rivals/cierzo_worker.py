@@ -1,0 +1,50 @@
+"""Cierzo, measured through its public face. See worker.py."""
+
+import os
+import platform
+import time
+from importlib.metadata import version
+
+from worker import Job, run
+
+
+class Cierzo:
+    loads = True
+    absent_bytes = 0
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        import cierzo
+
+        torch.set_num_threads(job.threads)
+        self._llm = cierzo.LLM(job.model, max_seq_len=job.longest + job.streams, cache_tokens=2 * job.most_tokens)
+        self.versions = {
+            "cierzo": cierzo.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "numpy": version("numpy"),
+        }
+        self.flags = {"CIERZO_ISA": os.environ.get("CIERZO_ISA", "")}
+
+    def generate(self, prompts: list[list[int]], steps: int) -> tuple[float, float]:
+        from cierzo import SamplingParams
+
+        # Long prompts take several engine steps, so the first streams are some tokens ahead when the last one begins:
+        # they get more to say, and the last one's pace is that of all.
+        params = SamplingParams(temperature=0, max_tokens=steps + len(prompts), ignore_eos=True)
+        start = time.perf_counter()
+        streams = [self._llm.stream(prompt, params) for prompt in prompts]
+        for stream in streams:
+            next(stream)
+        first = time.perf_counter()
+        for _ in range(steps):
+            next(streams[-1])
+        end = time.perf_counter()
+        for stream in streams:
+            stream.close()
+        return first - start, end - first
+
+
+if __name__ == "__main__":
+    run(Cierzo)
