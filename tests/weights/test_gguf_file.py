@@ -182,7 +182,7 @@ def test_a_file_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<I", 1) + bytes(64), "version 1"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(64), "byte order"),
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77), "'k'.*77"),
-        (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "k holds text that is not UTF-8"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "'k' holds text that is not UTF-8"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1), "'k'.* 9"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 2**62), "ends inside its header"),
     ],

@@ -3,12 +3,21 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cierzo.errors import WeightsError
 from cierzo.model import Transformer
 from cierzo.weights.source import WeightSource, open_source
+
+_INTEGERS = {
+    torch.float32: (torch.int32, 0x7F80_0000),
+    torch.float16: (torch.int16, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7F80),
+}
+"""The integers of each type's width, and positive infinity among them."""
+_PIECE = 2**19
 
 
 def load_model(
@@ -22,22 +31,66 @@ def load_model(
 
     `dtype` None keeps what the matrices are stored in (float32 when quantised). Weights that need no conversion stay
     mapped files, which the operating system reads when they are first used; beyond the model itself, loading takes the
-    memory of one tensor. `progress` hears (parameters done, parameters in all). Raises `WeightsError`.
+    memory of one tensor. `progress` hears (parameters done, parameters in all). Raises `WeightsError`, also for numbers
+    that are NaN or infinite.
     """
     source = open_source(path)
     dtype = dtype or source.dtype
+    _check_counts(source)
     model = Transformer.without_weights(source.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _check(source, shapes)
     done, total = 0, source.config.n_params
     for name in shapes:
-        parameter = nn.Parameter(source.tensor(name).to(device=device, dtype=dtype), requires_grad=False)
+        tensor = source.tensor(name)
+        if not all_finite(tensor):
+            raise WeightsError(
+                f"{source.file(name)}: tensor {name!r} holds NaN or infinite numbers: fetch the file again, or take "
+                "another conversion of the model"
+            )
+        parameter = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, parameter)
         done += parameter.numel()
         if progress:
             progress(done, total)
     return model.eval()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of a float32, float16 or bfloat16 tensor is NaN or infinite.
+
+    Read as integers, such numbers are the largest of their sign: above every finite one as signed integers when they
+    are positive, as unsigned ones when they are negative. So two maxima answer, at the memory's speed and without
+    another tensor (`isfinite().all()` is 30 times slower); in pieces, for the second to find its numbers in the cache.
+    """
+    signed, infinity = _INTEGERS[tensor.dtype]
+    numbers = tensor.view(signed).numpy().reshape(-1)
+    negative = infinity + (1 << (8 * numbers.itemsize - 1))
+    unsigned = np.dtype(f"u{numbers.itemsize}")
+    pieces = (numbers[at : at + _PIECE] for at in range(0, len(numbers), _PIECE))
+    return all(piece.max() < infinity and piece.view(unsigned).max() < negative for piece in pieces)
+
+
+def _check_counts(source: WeightSource) -> None:
+    """The files back the numbers of layers and experts that the configuration declares, before as many are built."""
+    layers, experts = set[str](), set[str]()
+    for name in source.shapes:
+        parts = name.split(".")
+        if parts[0] == "layers" and len(parts) > 2:
+            layers.add(parts[1])
+            if parts[2:4] == ["feed_forward", "experts"] and len(parts) > 5:
+                experts.add(f"{parts[1]}.{parts[4]}")
+    config = source.config
+    declared = {"layers": (config.n_layers, len(layers))}
+    if config.moe:
+        declared["experts"] = (config.n_layers * config.moe.num_experts, len(experts))
+    for what, (said, found) in declared.items():
+        if said > found:
+            raise WeightsError(
+                f"{source.path}: tensors of {found} {what}, and the configuration says {said}: "
+                "fetch the model again, or check its configuration"
+            )
 
 
 def _check(source: WeightSource, expected: Mapping[str, tuple[int, ...]]) -> None:
