@@ -148,5 +148,5 @@ def test_the_plain_name_is_judged_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tekken.json"])
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not a tokenizer")
-    with pytest.raises(CierzoError, match=f"{name}: not a"):
+    with pytest.raises(CierzoError, match=f"{name}: not (a|JSON)"):
         MistralTokenizer(tmp_path / name, instruct=True)

@@ -95,7 +95,7 @@ def test_llama_2() -> None:
     template = Llama2Template(bos_id=1, eos_id=2)
     chat = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": " Hi "},
+        {"role": "user", "content": "Hi "},
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "And"},
         {"role": "user", "content": "now?"},

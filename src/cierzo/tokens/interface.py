@@ -1,9 +1,11 @@
 """What every tokenizer can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
-from cierzo.errors import CierzoError
+from cierzo.errors import CierzoError, WeightsError
 
 Message = dict[str, Any]
 """One message of a chat as in the OpenAI API: `role`, `content`, and for tools `tool_calls` or `tool_call_id`."""
@@ -15,6 +17,20 @@ class ChatError(CierzoError):
 
 class TemplateRefusalError(ChatError):
     """Messages that the model's own template raised an error about."""
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a library raises about a file that is not `what` into a `WeightsError` that names the file."""
+    try:
+        yield
+    except CierzoError:
+        raise
+    except BaseException as error:
+        # Of what is no Exception only a panic of a Rust library is about the file.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise WeightsError(f"{path}: not {what}: {str(error) or type(error).__name__}") from None
 
 
 class Tokenizer(Protocol):

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cierzo.errors import WeightsError
 from cierzo.tokens.fast import NO_TEMPLATE, sentencepiece_bytes
-from cierzo.tokens.interface import ChatError, Message
+from cierzo.tokens.interface import ChatError, Message, reading
 from cierzo.tokens.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -16,14 +15,12 @@ if TYPE_CHECKING:
 
 def read_model(path: Path) -> "SentencePieceProcessor":
     """A `tokenizer.model`."""
-    try:
+    with reading(path, "a SentencePiece model"):
         return processor(path.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a SentencePiece model: {error}") from None
 
 
 def processor(model: bytes) -> "SentencePieceProcessor":
-    """The library's processor of a serialised model. Raises RuntimeError for bytes that are none."""
+    """The library's processor of a serialised model. Raises what the library does for bytes that are none."""
     import sentencepiece
 
     loaded = sentencepiece.SentencePieceProcessor()

@@ -150,7 +150,7 @@ def _view(
     if record is None or record.compress_type != zipfile.ZIP_STORED:
         raise WeightsError(f"{path}: tensor {name!r} has no uncompressed record {tensor.key!r}: fetch the file again")
     # Names and extra fields of an archive's local headers may be longer than those in its directory.
-    name_size, extra_size = struct.unpack("<HH", data[record.header_offset + 26 :][:4])
+    name_size, extra_size = struct.unpack("<HH", data[record.header_offset + 26 :][:4].tobytes())
     start = record.header_offset + 30 + name_size + extra_size
     size = tensor.dtype.itemsize
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
