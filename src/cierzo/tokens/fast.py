@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cierzo.errors import CierzoError, WeightsError
-from cierzo.tokens.interface import ChatError, Message, reading
+from cierzo.errors import WeightsError
+from cierzo.tokens.interface import ChatError, Message, encoding, reading
 from cierzo.tokens.template import ChatTemplate
+from cierzo.weights.source import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -67,10 +68,8 @@ class FastTokenizer:
 
 
 def _encoded(library: "tokenizers.Tokenizer", text: str) -> list[int]:
-    try:
+    with encoding(text):
         ids: list[int] = library.encode(text, add_special_tokens=False).ids
-    except Exception as error:  # the library raises plain Exception
-        raise CierzoError(f"the model's tokenizer cannot encode a text of {len(text)} characters: {error}") from None
     return ids
 
 
@@ -121,6 +120,7 @@ def from_json(
         stop: control tokens that end an answer, spelled.
     """
     library = _library(path, spec)
+    _check_template(path, spec.get("post_processor"))
     inner = _inner(path, spec)
     with reading(path, "a tokenizer that encodes"):
         begins_with = library.encode("", add_special_tokens=True).tokens[:1]
@@ -201,6 +201,16 @@ def _check_growth(path: Path, spec: dict[str, Any]) -> None:
                 f"{path}: 'normalizer' and 'pre_tokenizer' can make texts more than {_MOST_GROWTH} times as long, "
                 "which no model needs: fetch it again"
             )
+
+
+def _check_template(path: Path, post_processor: Any) -> None:
+    """The library panics over a token that a post-processor writes and does not define."""
+    for part in _parts(post_processor, "processors"):
+        defined = part.get("special_tokens") or {}
+        for piece in [*(part.get("single") or []), *(part.get("pair") or [])]:
+            written = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
+            if part.get("type") == "TemplateProcessing" and written is not None and written not in defined:
+                raise WeightsError(f"{path}: 'post_processor' does not define {shown(written)}: fetch it again")
 
 
 def _inner(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.fast import NO_TEMPLATE
-from cierzo.tokens.interface import ChatError, Message, reading
+from cierzo.tokens.interface import ChatError, Message, encoding, reading, telling
 from cierzo.tokens.messages import checked
 from cierzo.tokens.sentencepiece import piece_bytes, read_model
 from cierzo.weights.source import read_json, whole
@@ -46,7 +46,8 @@ class MistralTokenizer:
         return None if self._instruct else NO_TEMPLATE
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        ids: list[int] = self._text.encode(text, bos=bos, eos=False)
+        with encoding(text):
+            ids: list[int] = self._text.encode(text, bos=bos, eos=False)
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -63,15 +64,12 @@ class MistralTokenizer:
         messages = checked(messages)
         if self.version == "v1" and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
             raise ChatError("the v1 template of Mistral 7B v0.1 and v0.2 has no place for tools: leave them out")
-        try:
+        # The library raises its own errors, pydantic's, and those of JSON in a tool call's arguments.
+        with telling(ChatError, f"Mistral's {self.version} template refuses these messages"):
             request: Any = ChatCompletionRequest.from_openai(
                 messages=[_with_json_arguments(m) for m in messages], tools=None if tools is None else list(tools)
             )
             return list(self._library.encode_chat_completion(request).tokens)
-        except Exception as error:  # its own, pydantic's, and of JSON in a tool call's arguments
-            raise ChatError(
-                f"Mistral's {self.version} template refuses these messages: {str(error) or type(error).__name__}"
-            ) from None
 
 
 def _with_json_arguments(message: Message) -> Message:
@@ -102,7 +100,10 @@ def _load(path: Path) -> "LibraryTokenizer[Any, Any, Any, Any, Any]":
         if path.suffix == ".json":
             _check_tekken(path)
         if path.name != "tokenizer.model":
-            return LibraryTokenizer.from_file(path)
+            loaded = LibraryTokenizer.from_file(path)
+            if path.suffix == ".json":
+                _check_bytes(path, loaded.instruct_tokenizer.tokenizer)
+            return loaded
         # The plain name says nothing: 7B v0.3 ships its v3 vocabulary under it too.
         pieces = read_model(path)
         known = {pieces.id_to_piece(token) for token in range(pieces.vocab_size()) if pieces.is_control(token)}
@@ -126,3 +127,10 @@ def _check_tekken(path: Path) -> None:
         raise WeightsError(f"{path}: no 'config' of a tekken vocabulary: fetch it again")
     whole(path, config, "default_vocab_size")
     whole(path, config, "default_num_special_tokens", most=_MOST_SPECIAL)
+
+
+def _check_bytes(path: Path, text: Any) -> None:
+    """The library panics over a byte of a text that is no token."""
+    single = {text.id_to_byte_piece(token) for token in range(text.num_special_tokens, text.n_words)}
+    if missing := [byte for byte in range(256) if bytes([byte]) not in single]:
+        raise WeightsError(f"{path}: 'vocab' has no token for byte {missing[0]}: fetch it again")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cierzo.tokens.fast import NO_TEMPLATE, sentencepiece_bytes
-from cierzo.tokens.interface import ChatError, Message, reading
+from cierzo.tokens.interface import ChatError, Message, encoding, reading
 from cierzo.tokens.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
         return None if self._template else NO_TEMPLATE
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        ids: list[int] = self._library.encode(text)
+        ids = self._encoded(text)
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -61,7 +61,12 @@ class SentencePieceTokenizer:
         if self._template is None:
             raise ChatError(NO_TEMPLATE)
         pieces = self._template.pieces(messages, tools)
-        return [token for p in pieces for token in ([p] if isinstance(p, int) else self._library.encode(p))]
+        return [token for p in pieces for token in ([p] if isinstance(p, int) else self._encoded(p))]
+
+    def _encoded(self, text: str) -> list[int]:
+        with encoding(text):
+            ids: list[int] = self._library.encode(text)
+        return ids
 
 
 def piece_bytes(library: "SentencePieceProcessor", token: int) -> bytes:
