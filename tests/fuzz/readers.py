@@ -25,13 +25,14 @@ from random import Random
 import gguf
 import mistral_common
 import torch
+from safetensors.torch import save_file
 
 from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
 from cierzo.tokens import decode, load_tokenizer
 from cierzo.weights import load_model
 from fuzz.mutate import Mutator, in_archive, in_bytes, in_json, in_safetensors
-from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
+from support.checkpoints import huggingface_weights, random_weights, write_consolidated, write_gguf
 
 SECONDS = 10.0
 """The longest that one reading may take."""
@@ -79,11 +80,22 @@ def load_gguf(folder: Path) -> None:
 
 
 def huggingface_folder(folder: Path) -> None:
-    huggingface_model(SMALL, random_weights(SMALL), "Mistral").save_pretrained(folder, max_shard_size="40KB")
-    for number, shard in enumerate(sorted(folder.glob("model-*.safetensors"))[:2]):
-        shard.rename(folder / f"{number}.safetensors")
-        index = folder / "model.safetensors.index.json"
-        index.write_text(index.read_text().replace(shard.name, f"{number}.safetensors"))
+    """Two shards, without `transformers`, which takes seconds to import."""
+    weights = list(huggingface_weights(SMALL, random_weights(SMALL)).items())
+    placed: dict[str, str] = {}
+    for number in range(2):
+        shard = dict(weights[number::2])
+        save_file({name: tensor.contiguous() for name, tensor in shard.items()}, folder / f"{number}.safetensors")
+        placed |= dict.fromkeys(shard, f"{number}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    config = {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 40, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "max_position_embeddings": 64, "sliding_window": None, "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False,
+        "layer_types": ["full_attention"] * 2, "hidden_act": "silu",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def fast_tokenizer(folder: Path) -> None:

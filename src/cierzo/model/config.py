@@ -65,7 +65,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e38:
                 raise ConfigError(f"{name} must be a positive number, not {value!r}")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(

@@ -53,7 +53,7 @@ def _template(
     if len(longest) > _LONGEST_CONTROL or len(controls) > _MOST_CONTROLS:
         raise WeightsError(
             f"{path}: {len(controls)} control tokens, the longest of {len(longest)} characters, are too many or "
-            f"too long to look for in chats ({_MOST_CONTROLS}, {_LONGEST_CONTROL}): give --chat-template none to complete text"
+            f"too long to look for in chats ({_MOST_CONTROLS}, {_LONGEST_CONTROL}): give --chat-template none"
         )
     return JinjaTemplate(template_source(chosen) if chosen else source or "", controls, names)
 

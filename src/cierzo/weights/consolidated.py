@@ -9,6 +9,7 @@ from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
 from cierzo.weights.pickled import read_pickle
 from cierzo.weights.source import (
+    DEEPEST,
     LONGEST,
     MappedTensors,
     flag,
@@ -61,7 +62,8 @@ def read_params(path: Path) -> ModelConfig:
     experts = _experts(path, values)
     if experts and "rope_theta" not in values:
         raise WeightsError(f"{path}: a mixture of experts without 'rope_theta': add it (Mixtral 8x7B: 1000000.0)")
-    dim, n_layers, n_heads = (whole(path, values, key) for key in ("dim", "n_layers", "n_heads"))
+    dim, n_heads = whole(path, values, "dim"), whole(path, values, "n_heads")
+    n_layers = whole(path, values, "n_layers", most=DEEPEST)
     limits = [key for key in ("max_seq_len", "max_position_embeddings", "model_max_length") if values.get(key)]
     return make_config(
         path,
@@ -87,7 +89,7 @@ def _experts(path: Path, values: dict[str, Any]) -> tuple[int, int] | None:
         return None
     if not isinstance(moe, dict) or set(moe) != {"num_experts", "num_experts_per_tok"}:
         raise WeightsError(f"{path}: 'moe' must give num_experts and num_experts_per_tok alone, not {shown(moe)}")
-    return whole(path, moe, "num_experts"), whole(path, moe, "num_experts_per_tok")
+    return whole(path, moe, "num_experts", most=DEEPEST), whole(path, moe, "num_experts_per_tok", most=DEEPEST)
 
 
 def _window(path: Path, values: dict[str, Any], n_layers: int) -> Any:

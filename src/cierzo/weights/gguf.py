@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
-from cierzo.weights.source import LONGEST, common_dtype, make_config, shown, whole
+from cierzo.weights.source import DEEPEST, LONGEST, common_dtype, make_config, shown, whole
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS = {
@@ -321,7 +321,7 @@ def read_config(path: Path, header: Header) -> ModelConfig:
     return make_config(
         path,
         dim=dim,
-        n_layers=whole(path, values, "block_count"),
+        n_layers=whole(path, values, "block_count", most=DEEPEST),
         head_dim=head_dim,
         hidden_dim=whole(path, values, "feed_forward_length"),
         n_heads=n_heads,
@@ -332,7 +332,7 @@ def read_config(path: Path, header: Header) -> ModelConfig:
         rope_theta=_decimal(values.get("rope.freq_base", 10_000.0)),
         sliding_window=values.get("attention.sliding_window") or None,
         tied_embeddings="output.weight" not in tensors,
-        experts=(whole(path, values, "expert_count"), whole(path, values, "expert_used_count"))
+        experts=(whole(path, values, "expert_count", most=DEEPEST), whole(path, values, "expert_used_count"))
         if values.get("expert_count")
         else None,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
 from cierzo.weights.source import (
+    DEEPEST,
     LONGEST,
     MappedTensors,
     flag,
@@ -88,9 +89,8 @@ def read_config(path: Path) -> ModelConfig:
         raise WeightsError(f"{path}: 'quantization_config': take the model that is not quantised, or a GGUF file")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise WeightsError(f"{path}: 'hidden_act' {shown(values['hidden_act'])} is not supported: only silu is")
-    dim, n_layers, n_heads = (
-        whole(path, values, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+    dim, n_heads = whole(path, values, "hidden_size"), whole(path, values, "num_attention_heads")
+    n_layers = whole(path, values, "num_hidden_layers", most=DEEPEST)
     return make_config(
         path,
         dim=dim,
@@ -105,7 +105,7 @@ def read_config(path: Path) -> ModelConfig:
         rope_theta=_rope_theta(path, values),
         sliding_window=_window(path, kind, values),
         tied_embeddings=flag(path, values, "tie_word_embeddings"),
-        experts=(whole(path, values, "num_local_experts"), whole(path, values, "num_experts_per_tok"))
+        experts=(whole(path, values, "num_local_experts", most=DEEPEST), whole(path, values, "num_experts_per_tok"))
         if kind == "mixtral"
         else None,
     )

@@ -16,9 +16,9 @@ from cierzo.model import ConfigError, ModelConfig, MoeConfig
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
-LARGEST, LONGEST = 2**20, 2**24
-"""The widest dimension (or most layers, or largest vocabulary) and the longest text that a file may declare: far beyond
-every model, and small enough that no product of them overflows."""
+LARGEST, LONGEST, DEEPEST = 2**20, 2**24, 2**12
+"""The widest dimension or largest vocabulary, the longest text, and the most layers or experts that a file may declare:
+far beyond every model, and small enough that no product of them overflows."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
