@@ -189,7 +189,7 @@ def test_an_infinite_scale_of_a_quantised_block_is_told(tmp_path: Path) -> None:
         ({"norm_eps": True}, "norm_eps must be a positive number"),
         ({"rope_theta": "abc"}, "rope_theta must be a positive number, not 'abc'"),
         ({"rope_theta": [1e4]}, "rope_theta must be a positive number"),
-        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"rope_theta": 10**40}, "rope_theta"),
         ({"sliding_window": 7.5}, "sliding_window must be a whole number"),
         ({"sliding_window": {"a": 1}}, "sliding_window must be a whole number"),
         ({"dim": [16]}, "'dim' must be a whole number"),
@@ -207,7 +207,7 @@ def test_what_the_files_do_not_back_costs_nothing(change: dict[str, Any], says: 
         load_model(tmp_path)
     assert time.monotonic() - started < 2
     assert str(tmp_path) in str(refusal.value)
-    assert len(str(refusal.value)) < 500
+    assert len(str(refusal.value)) < 400
 
 
 def test_a_missing_consolidated_shard_is_told_by_its_tensors(tmp_path: Path) -> None:
