@@ -9,6 +9,7 @@ it limits its own memory, and ends with a traceback when a reader hangs.
 import argparse
 import faulthandler
 import json
+import os
 import re
 import resource
 import shutil
@@ -267,6 +268,7 @@ def main() -> None:
     given = arguments.parse_args()
     chosen = given.reader or list(READERS)
     torch.set_num_threads(1)
+    os.environ["RUST_BACKTRACE"] = "0"  # the names in a backtrace take 50 MB
     faulthandler.enable()
     space = memory("VmSize") + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (space, space))

@@ -87,11 +87,10 @@ def test_chats_have_the_ids_of_transformers(ours: Tokenizer) -> None:
     for chat in conversations():
         if any("</s>" in text for _, text in chat):
             continue
-        (rendered,), _ = render_jinja_template(
-            [as_messages(chat)], chat_template=TEMPLATE, bos_token="<s>", eos_token="</s>"
-        )
+        names: Any = {"bos_token": "<s>", "eos_token": "</s>"}
+        rendered: Any = render_jinja_template([as_messages(chat)], chat_template=TEMPLATE, **names)
         expected: list[int] = []
-        for turn in rendered.split("<s>")[1:]:
+        for turn in rendered[0][0].split("<s>")[1:]:
             text, end, _ = turn.partition("</s>")
             expected += [1, *ours.encode(text), *([2] if end else [])]
         assert ours.encode_chat(as_messages(chat)) == expected, chat

@@ -18,6 +18,7 @@ from cierzo.weights.source import read_json
         ('{"a": {"key": 1, "key": 2}}', "key 'key' is there twice"),
         ('{"a": ' + "9" * 5000 + "}", "not JSON"),
         ('{"a": 1', "not JSON"),
+        ('{"a": ["\\ud83d"]}', "surrogates not allowed"),
         ("[1]", "holds a list"),
     ],
     ids=lambda value: value[:20],
@@ -38,3 +39,9 @@ def test_a_message_is_one_line_whatever_it_quotes() -> None:
     assert len(long) < 1100
     assert long.startswith("begin x")
     assert long.endswith("x end")
+
+
+def test_a_character_in_two_halves_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    path.write_text('{"a": "\\ud83d\\udc4d"}')
+    assert read_json(path) == {"a": "👍"}

@@ -125,16 +125,14 @@ def from_json(
     with reading(path, "a tokenizer that encodes"):
         begins_with = library.encode("", add_special_tokens=True).tokens[:1]
         spaced = library.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
-    decoders = {part.get("type") for part in _parts(spec.get("decoder"), "decoders")}
+    decoders = {str(part.get("type")) for part in _parts(spec.get("decoder"), "decoders")}
     added = {token["id"]: token for token in added_tokens(path, spec)}
     if "ByteLevel" in decoders:
         spell = byte_level_bytes
     elif decoders & {"ByteFallback", "Metaspace"}:
         spell = sentencepiece_bytes
     else:
-        raise WeightsError(
-            f"{path}: decoder {sorted(map(str, decoders))} is not supported; ByteLevel and ByteFallback are"
-        )
+        raise WeightsError(f"{path}: decoder {sorted(decoders)} is not supported; ByteLevel and ByteFallback are")
     piece_bytes = {
         token: piece.encode() if token in added else spell(piece)
         for piece, token in library.get_vocab(with_added_tokens=True).items()

@@ -1,6 +1,7 @@
 """One interface over the formats that weights come in, and how a format is recognised."""
 
 import json
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,8 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST, LONGEST, DEEPEST = 2**20, 2**24, 2**12
 """The widest dimension or largest vocabulary, the longest text, and the most layers or experts that a file may declare:
 far beyond every model, and small enough that no product of them overflows."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -124,9 +127,12 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a key that is there twice, NaN and Infinity are refused."""
+    """The object in a JSON file; a key that is there twice, NaN, Infinity and halves of characters are refused."""
     try:
-        values = json.loads(path.read_bytes(), object_pairs_hook=_object, parse_constant=_no_number)
+        data = path.read_bytes()
+        values = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number)
+        if _SURROGATE.search(data):
+            json.dumps(values, ensure_ascii=False).encode()  # raises a ValueError when one is without the other
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
