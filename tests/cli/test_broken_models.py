@@ -37,7 +37,7 @@ BROKEN: dict[str, tuple[list[str], Breaker, str]] = {
     "safetensors": (["safetensors", "tekken.json"], cut("consolidated.00.safetensors"), "not a whole safetensors file"),
     "pickle": (["pth", "tekken.json"], evil, "code in a pickle is never run"),
     "shard": (["huggingface", "tokenizer.json"], lambda folder: (folder / "0.safetensors").unlink(), "missing"),
-    "config": (["huggingface", "tokenizer.json"], changed("config.json", rope_parameters={"rope_theta": "abc"}), "rope_theta"),
+    "config": (["huggingface", "tokenizer.json"], changed("config.json", rms_norm_eps="abc"), "norm_eps"),
     "gguf": (["gguf"], lambda f: (f / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0)), "ends"),
     "vocabulary": (["gguf llama vocabulary"], cut("model.gguf"), "model.gguf"),
     "tokenizer.json": (["huggingface", "tokenizer.json"], changed("tokenizer.json", added_tokens=5), "'added_tokens'"),

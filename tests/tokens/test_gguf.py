@@ -73,6 +73,12 @@ def test_stop_tokens(smollm2: Tokenizer, mistral: Tokenizer) -> None:
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing"),
         ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is no list of texts"),
         ({"tokenizer.ggml.token_type": [1]}, "token_type does not have one entry a token"),
+        ({"tokenizer.ggml.token_type": ["normal"] * 32_000}, "token_type holds what is no number"),
+        ({"tokenizer.ggml.scores": [float("nan")] * 32_000}, "scores holds what is no number"),
+        ({"tokenizer.ggml.scores": None}, "scores is missing"),
+        ({"tokenizer.ggml.bos_token_id": 32_000}, "bos_token_id 32000 is none of 32000 tokens"),
+        ({"tokenizer.ggml.eos_token_id": "</s>"}, "eos_token_id '</s>' is none"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token' must be true or false"),
         ({"tokenizer.ggml.scores": [0.0]}, "scores does not have one entry a token"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "mystery"}, "pre 'mystery' is not supported"),
         (
