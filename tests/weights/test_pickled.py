@@ -91,6 +91,13 @@ PROGRAMS = {
         + b"K\x01u.",
         "refers to what is no name",
     ),
+    # The same by a function that gives back what it gets.
+    "parameter": (
+        b"\x80\x02}(X\1\0\0\0aq\0"
+        + b"".join(b"ctorch._utils\n_rebuild_parameter\nh%ch%c\x86\x85Rq%c" % (n, n, n + 1) for n in range(60))
+        + b"K\x01u.",
+        "a parameter that is no tensor",
+    ),
     "memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo jumps to 2147483647"),
     "opcode": (b"\x80\x02(ios\nsystem\n.", "asks for INST"),
     "long": (b"\x80\x02\x8b\xff\xff\xff\x7f.", "not a whole file of tensors"),

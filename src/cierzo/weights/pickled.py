@@ -27,6 +27,8 @@ from cierzo.weights.source import check_tensors, one_line, shown
 _MOST_PICKLE = 4 * 2**20
 """Bytes of `data.pkl`, some 200 a tensor: room for 20,000 tensors."""
 
+_MOST_DIMENSIONS = 8
+
 _QUOTABLE = {"GLOBAL", "STACK_GLOBAL", "BINUNICODE", "SHORT_BINUNICODE", "EMPTY_DICT", "EMPTY_LIST", "REDUCE"}
 """What may be used again from the memo. Not tuples: a tuple of a tuple of ... twice each takes for ever to hash."""
 _MEMO_PUT, _MEMO_GET = {"BINPUT", "LONG_BINPUT", "MEMOIZE"}, {"BINGET", "LONG_BINGET"}
@@ -132,13 +134,17 @@ class _Unpickler(pickle.Unpickler):
 
 def _rebuilt(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Stored:
     dtype, key = storage
+    if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= _MOST_DIMENSIONS):
+        raise ValueError("a tensor without shape and strides")
     numbers = [offset, *shape, *strides]
-    if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
+    if not all(isinstance(n, int) and n >= 0 for n in numbers):
         raise ValueError("a tensor's shape is no list of whole numbers")
-    return _Stored(dtype, key, offset, tuple(shape), tuple(strides))
+    return _Stored(dtype, key, offset, shape, strides)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _parameter(data: Any, *_: Any) -> _Stored:
+    if not isinstance(data, _Stored):  # whatever it were, the pickle could use it again
+        raise ValueError("a parameter that is no tensor")
     return data
 
 
