@@ -32,6 +32,43 @@ void check(bool right, const char* what) {
     if (!right) throw std::invalid_argument(what);
 }
 
+void check_attention(const Tables& tables, size_t n_rows, int n_heads, int n_kv_heads, int head_dim, int64_t window) {
+    check(n_kv_heads > 0 && head_dim > 0 && n_heads % n_kv_heads == 0 && window >= 0, "heads or window do not fit");
+    check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
+    for (const Tables::Sequence& s : tables.sequences) {
+        const int64_t oldest = window ? std::max<int64_t>(0, s.position - window + 1) : 0;
+        check(s.first_block * tables.block_size <= oldest, "block tables begin after the oldest visible key");
+    }
+}
+
+// The layers of a model over one cache.
+struct Layers {
+    cierzo::Shape shape;
+    std::vector<cierzo::Layer> layers;
+
+    void add(uintptr_t attention_norm, uintptr_t ffn_norm, const Matrix& wq, const Matrix& wk, const Matrix& wv,
+             const Matrix& wo, const Matrix& w1, const Matrix& w2, const Matrix& w3, uintptr_t k, uintptr_t v, bool bf16,
+             int64_t window, size_t group) {
+        const size_t dim = wq.inputs, heads = size_t(shape.n_heads) * shape.head_dim,
+                     kv = size_t(shape.n_kv_heads) * shape.head_dim;
+        check(wq.outputs == heads && wk.outputs == kv && wv.outputs == kv && wk.inputs == dim && wv.inputs == dim &&
+                  wo.inputs == heads && wo.outputs == dim && w1.inputs == dim && w3.inputs == dim &&
+                  w1.outputs == w3.outputs && w2.inputs == w1.outputs && w2.outputs == dim && shape.head_dim % 2 == 0,
+              "the matrices of a layer do not fit");
+        check(layers.empty() || layers[0].wq->inputs == dim, "the layers do not fit");
+        layers.push_back({at(attention_norm), at(ffn_norm), &wq, &wk, &wv, &wo, &w1, &w2, &w3, cache(k, v, bf16), window,
+                          group});
+    }
+
+    void run(uintptr_t x, size_t n_rows, const std::vector<const Tables*>& groups, uintptr_t cos, uintptr_t sin) const {
+        for (const cierzo::Layer& l : layers) {
+            check(l.group < groups.size() && groups[l.group], "no block tables for a layer");
+            check_attention(*groups[l.group], n_rows, shape.n_heads, shape.n_kv_heads, shape.head_dim, l.window);
+        }
+        cierzo::run_layers(at(x), n_rows, layers, shape, groups, at(cos), at(sin));
+    }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -46,17 +83,12 @@ NB_MODULE(_native, m) {
     m.def("use", &cierzo::use, "name"_a);
     m.def("set_threads", &cierzo::Pool::set_threads, "n"_a);
     m.def("threads", [] { return cierzo::Pool::get().size(); });
-    m.def("tile_bytes", [](int format) {
-        check(format >= 0 && format < cierzo::kFormats, "unknown format");
-        return cierzo::tile_bytes(static_cast<cierzo::Format>(format));
-    });
 
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<uintptr_t, size_t, int, size_t, size_t>(), "data"_a, "bytes"_a, "format"_a, "outputs"_a, "inputs"_a)
         .def_ro("outputs", &Matrix::outputs)
         .def_ro("inputs", &Matrix::inputs);
 
-    m.def("format_of", [](int blocks) { return static_cast<int>(cierzo::format_of(blocks)); }, "blocks"_a);
     m.def("repack", [](int blocks, uintptr_t raw, size_t bytes, const Matrix& shape) {
         // The matrix is nobody else's yet: it was made for this.
         return cierzo::repack(blocks, at<const uint8_t>(raw), bytes, shape, const_cast<uint8_t*>(shape.data));
@@ -83,14 +115,16 @@ NB_MODULE(_native, m) {
     }, free_gil);
     m.def("attend", [](uintptr_t q, size_t n_rows, int n_heads, int n_kv_heads, int head_dim, int64_t window,
                        const Tables& tables, uintptr_t k, uintptr_t v, bool bf16, uintptr_t out) {
-        check(n_kv_heads > 0 && head_dim > 0 && n_heads % n_kv_heads == 0 && window >= 0, "heads or window do not fit");
-        check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
-        for (const Tables::Sequence& s : tables.sequences) {
-            const int64_t oldest = window ? std::max<int64_t>(0, s.position - window + 1) : 0;
-            check(s.first_block * tables.block_size <= oldest, "block tables begin after the oldest visible key");
-        }
+        check_attention(tables, n_rows, n_heads, n_kv_heads, head_dim, window);
         cierzo::attend(at(q), at(out), n_heads, n_kv_heads, head_dim, window, tables, cache(k, v, bf16));
     }, free_gil);
+    nb::class_<Layers>(m, "Layers")
+        .def("__init__", [](Layers* self, int n_heads, int n_kv_heads, int head_dim, float eps) {
+            check(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0 && head_dim > 0, "heads do not fit");
+            new (self) Layers{{n_heads, n_kv_heads, head_dim, eps}, {}};
+        }, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "eps"_a)
+        .def("add", &Layers::add)
+        .def("run", &Layers::run, free_gil);
     m.def("linear", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& w, uintptr_t residual,
                        uintptr_t out) {
         cierzo::linear(at(x), n_rows, at(norm), eps, w, at(residual), at(out));

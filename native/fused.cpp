@@ -221,6 +221,25 @@ void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const 
     });
 }
 
+void run_layers(float* x, size_t n_rows, const std::vector<Layer>& layers, const Shape& shape,
+                const std::vector<const Tables*>& groups, const float* cos, const float* sin) {
+    static std::mutex lock;
+    static std::vector<float>& buffer = *new std::vector<float>;
+    std::lock_guard<std::mutex> guard(lock);
+    for (const Layer& l : layers) {
+        const size_t heads = n_rows * l.wq->outputs, hidden = n_rows * l.w1->outputs;
+        float* q = room(buffer, 2 * heads + hidden);
+        float *mixed = q + heads, *gated = mixed + heads;
+        const Tables& tables = *groups[l.group];
+        project_qkv(x, n_rows, l.attention_norm, shape.eps, *l.wq, *l.wk, *l.wv, cos, sin, shape.head_dim, tables,
+                    l.cache, q);
+        attend(q, mixed, shape.n_heads, shape.n_kv_heads, shape.head_dim, l.window, tables, l.cache);
+        linear(mixed, n_rows, nullptr, 0, *l.wo, x, x);
+        gate_up(x, n_rows, l.ffn_norm, shape.eps, *l.w1, *l.w3, gated);
+        linear(gated, n_rows, nullptr, 0, *l.w2, x, x);
+    }
+}
+
 void unpack(const Matrix& w, const int64_t* rows, size_t n, float* out) {
     for (size_t i = 0; i < n; ++i)
         if (rows[i] < 0 || rows[i] >= int64_t(w.outputs))

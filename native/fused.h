@@ -56,6 +56,22 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
 // silu(w1 h) x (w3 h), h being x [T, D], normed where norm is given -> out [T, F].
 void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out);
 
+// A transformer's layers one after the other, as the operations above compute them; x [T, D] becomes the result. One call
+// a step: what Python and its tensors cost a call is as much as a small model's products.
+struct Layer {
+    const float *attention_norm, *ffn_norm;
+    const Matrix *wq, *wk, *wv, *wo, *w1, *w2, *w3;
+    Cache cache;
+    int64_t window;
+    size_t group;  // of its block tables
+};
+struct Shape {
+    int n_heads, n_kv_heads, head_dim;
+    float eps;
+};
+void run_layers(float* x, size_t n_rows, const std::vector<Layer>& layers, const Shape& shape,
+                const std::vector<const Tables*>& groups, const float* cos, const float* sin);
+
 // Rows of the matrix as float32 [n, inputs]. Throws std::invalid_argument for a row that it does not have.
 void unpack(const Matrix& w, const int64_t* rows, size_t n, float* out);
 

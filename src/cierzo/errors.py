@@ -1,8 +1,19 @@
 """The mistakes that a user can make or meet."""
 
+_LONGEST = 1000
+
 
 class CierzoError(Exception):
-    """A clear one-line reason with what to do about it. The CLI prints it without a traceback."""
+    """A clear one-line reason with what to do about it. The CLI prints it without a traceback.
+
+    Messages quote files, which may hold anything: what does not print becomes a space, runs of spaces one, and what is
+    too long loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} … {message[-_LONGEST // 2 :]}"
+        super().__init__(" ".join("".join(c if c.isprintable() else " " for c in message).split()))
 
 
 class WeightsError(CierzoError):

@@ -68,6 +68,37 @@ def test_tokens_come_as_often_as_they_should(settings: dict[str, Any]) -> None:
     assert chi_square < CRITICAL
 
 
+PENALISED: list[dict[str, Any]] = [
+    {"repetition_penalty": 1.5},
+    {"presence_penalty": 0.75},
+    {"frequency_penalty": 0.5},
+    {"logit_bias": {3: 2.0, 0: -1.0}},
+    {
+        "temperature": 0.8, "top_k": 6, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2,
+        "presence_penalty": 0.3, "frequency_penalty": 0.2, "logit_bias": {5: 1.5},
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", PENALISED, ids=str)
+def test_penalties_and_bias_change_how_often_tokens_come(settings: dict[str, Any]) -> None:
+    """Alone, and all parameters together, against scores that are changed here token by token."""
+    params = SamplingParams(**{"temperature": 1.0} | settings)
+    ids, n_prompt = [0, 4, 1, 1, 2], 2
+    plain = [score + params.logit_bias.get(i, 0.0) for i, score in enumerate(SCORES.tolist())]
+    for i in set(ids):
+        plain[i] = plain[i] / params.repetition_penalty if plain[i] > 0 else plain[i] * params.repetition_penalty
+    for i in ids[n_prompt:]:
+        plain[i] -= params.frequency_penalty
+    for i in set(ids[n_prompt:]):
+        plain[i] -= params.presence_penalty
+    exact = expected(torch.tensor(plain), params)
+    generator = torch.Generator().manual_seed(1)
+    counts = Counter(choose(SCORES, params, ids, n_prompt, generator) for _ in range(DRAWS))
+    assert set(counts) <= set(exact.nonzero().flatten().tolist())
+    assert sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist()) if p) < CRITICAL
+
+
 def test_the_statistical_test_would_notice_a_small_bias() -> None:
     generator = torch.Generator().manual_seed(1)
     counts = Counter(choose(SCORES, SamplingParams(temperature=0.9), [], 0, generator) for _ in range(DRAWS))

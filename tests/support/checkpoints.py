@@ -92,11 +92,12 @@ def huggingface_model(config: ModelConfig, weights: dict[str, Tensor], kind: str
         model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**settings))
     model.to_empty(device="cpu")
     model.model.rotary_emb.__init__(model.config)  # its angles are not weights, so they were left empty
-    model.load_state_dict(_huggingface_weights(config, weights), strict=True)
+    model.load_state_dict(huggingface_weights(config, weights), strict=True)
     return model.eval()
 
 
-def _huggingface_weights(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def huggingface_weights(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names, and with q and k in the order, of a `transformers` model."""
     names = {
         "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj", "attention_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",

@@ -194,3 +194,69 @@ def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CierzoError, match="no tokenizer; looked for"):
         load_tokenizer(tmp_path)
+
+
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+INSERTED = {"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("tokenizer.json", {"added_tokens": 5}, "'added_tokens' is no list of tokens"),
+        ("tokenizer.json", {"added_tokens": [{"id": "1", "content": "x"}]}, "'added_tokens' is no list of tokens"),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Sequence", "normalizers": [DOUBLED] * 40}},
+            "'normalizer'.* 64",
+        ),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Sequence", "normalizers": [INSERTED] * 40}},
+            "'normalizer'.* 64",
+        ),
+        ("tokenizer.json", {"decoder": {"type": ["ByteLevel"]}}, "tokenizer.json: (not a tokenizer|decoder)"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}, "not a tokenizer"),
+        (
+            "tokenizer.json",
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "<gone>", "type_id": 0}}],
+                    "pair": [],
+                    "special_tokens": {},
+                }
+            },
+            "'post_processor' does not define '<gone>'|not a tokenizer",
+        ),
+        ("tokenizer_config.json", {"chat_template": [1, {"name": "default"}]}, ""),
+        ("tokenizer_config.json", {"eos_token": ["</s>"]}, ""),
+        ("generation_config.json", {"eos_token_id": [[2], {"a": 1}]}, ""),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_files_that_lie(folder: Path, file: str, change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """One line that names file and key; what does not matter is passed over."""
+    for source in folder.glob("*.json"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    values = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(values | change))
+    if says:
+        with pytest.raises(CierzoError, match=says) as refusal:
+            load_tokenizer(tmp_path)
+        assert str(tmp_path / file) in str(refusal.value)
+    else:
+        assert load_tokenizer(tmp_path).chat_refusal
+
+
+def test_a_control_token_too_long_to_look_for_is_refused(folder: Path, tmp_path: Path) -> None:
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    token = {**spec["added_tokens"][0], "id": len(spec["model"]["vocab"]) + 10, "content": "x" * 10**5, "special": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"added_tokens": [*spec["added_tokens"], token]}))
+    with pytest.raises(CierzoError, match=r"tokenizer\.json: [78] control tokens, the longest of 100000 characters"):
+        load_tokenizer(tmp_path, "chatml")
+
+
+def test_half_a_character_is_told(folder: Path) -> None:
+    with pytest.raises(CierzoError, match="cannot encode this text of 1 characters"):
+        load_tokenizer(folder).encode("\ud800")

@@ -9,7 +9,7 @@ import pytest
 
 from cierzo.errors import CierzoError
 from cierzo.tokens import Tokenizer, decode, load_tokenizer
-from cierzo.tokens.gguf import gguf_tokenizer
+from cierzo.tokens.gguf import Vocabulary, gguf_tokenizer
 from cierzo.weights import read_metadata
 from support.gguf_vocabulary import write_sentencepiece_vocabulary
 
@@ -71,13 +71,19 @@ def test_stop_tokens(smollm2: Tokenizer, mistral: Tokenizer) -> None:
     [
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert' is not supported"),
         ({"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens is missing"),
-        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is missing"),
+        ({"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens is no list of texts"),
         ({"tokenizer.ggml.token_type": [1]}, "token_type does not have one entry a token"),
+        ({"tokenizer.ggml.token_type": ["normal"] * 32_000}, "token_type holds what is no number"),
+        ({"tokenizer.ggml.scores": [float("nan")] * 32_000}, "scores holds what is no number"),
+        ({"tokenizer.ggml.scores": None}, "scores is missing"),
+        ({"tokenizer.ggml.bos_token_id": 32_000}, "bos_token_id 32000 is none of 32000 tokens"),
+        ({"tokenizer.ggml.eos_token_id": "</s>"}, "eos_token_id '</s>' is none"),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token' must be true or false"),
         ({"tokenizer.ggml.scores": [0.0]}, "scores does not have one entry a token"),
         ({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "mystery"}, "pre 'mystery' is not supported"),
         (
             {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.merges": ["x y", "nope"]},
-            "merges does not fit",
+            "merges fit it",
         ),
     ],
     ids=lambda value: str(value)[:40],
@@ -85,4 +91,4 @@ def test_stop_tokens(smollm2: Tokenizer, mistral: Tokenizer) -> None:
 def test_broken_vocabularies_are_named(mistral_gguf: Path, changes: dict[str, Any], says: str) -> None:
     metadata = read_metadata(mistral_gguf) | changes
     with pytest.raises(CierzoError, match=says):
-        gguf_tokenizer(mistral_gguf, metadata, None)
+        gguf_tokenizer(Vocabulary(mistral_gguf, metadata), None)

@@ -1,5 +1,6 @@
 """Mistral's templates: the ids of mistral-common, whose typed messages are written out here by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,5 +149,27 @@ def test_the_plain_name_is_judged_by_its_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3", "tekken.json"])
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not a tokenizer")
-    with pytest.raises(CierzoError, match=f"{name}: not a"):
+    with pytest.raises(CierzoError, match=f"{name}: not (a|JSON)"):
         MistralTokenizer(tmp_path / name, instruct=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"default_num_special_tokens": 10**9}, "'default_num_special_tokens' is 1000000000"),
+        ({"default_vocab_size": "many"}, "'default_vocab_size' must be a whole number"),
+        ({"default_vocab_size": 10**6}, "not a Mistral tokenizer"),
+        ({"default_num_special_tokens": 1100, "default_vocab_size": 1200}, "'vocab' has no token for byte"),
+        ({"version": "v999"}, "not a Mistral tokenizer"),
+        ({"pattern": "("}, "not a Mistral tokenizer"),
+    ],
+    ids=str,
+)
+def test_a_tekken_file_that_lies_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    values = json.loads((DATA / FILES["tekken-v7"]).read_text(encoding="utf-8"))
+    values["vocab"] = values["vocab"][:2000]
+    values["config"] |= {"default_vocab_size": 3000} | change
+    (tmp_path / "tekken.json").write_text(json.dumps(values))
+    with pytest.raises(CierzoError, match=says) as refusal:
+        MistralTokenizer(tmp_path / "tekken.json", instruct=True)
+    assert str(tmp_path / "tekken.json") in str(refusal.value)

@@ -24,6 +24,8 @@ def render(source: str, messages: list[dict[str, Any]] = HELLO, tools: list[dict
         ("{{ 'x' * 10 ** 10 }}", "MB"),
         ("{% set n = namespace(x='x') %}{% for a in range(50) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "MB"),
         ("{{ '%9999999999d' % 1 }}", "MB"),
+        ("{{ 'x' * 10 ** 8 }}", "it wrote 100000000 characters"),
+        ("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}", "recursion|nested|MB"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ ''.__class__.__mro__ }}", "SecurityError"),
         ("{{ messages.append(1) }}", "SecurityError"),
@@ -95,7 +97,7 @@ def test_llama_2() -> None:
     template = Llama2Template(bos_id=1, eos_id=2)
     chat = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": " Hi "},
+        {"role": "user", "content": "Hi "},
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "And"},
         {"role": "user", "content": "now?"},

@@ -133,6 +133,12 @@ def test_types(kind: GGMLQuantizationType, dtype: torch.dtype, tmp_path: Path) -
         ({"llama__embedding_length": "32"}, "embedding_length"),
         ({"llama__expert_count": 4}, "expert_used_count"),
         ({"split__count": 3}, "3 parts"),
+        ({"split__count": "x"}, "'x' parts"),
+        ({"llama__rope__freq_base": "abc"}, "rope_theta"),
+        ({"llama__rope__freq_base": float("nan")}, "rope_theta"),
+        ({"llama__block_count": 2**32 - 1}, "block_count"),
+        ({"llama__attention__sliding_window": [1]}, "sliding_window"),
+        ({"llama__attention__key_length": "wide"}, "attention.key_length"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(metadata: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -182,7 +188,7 @@ def test_a_file_that_ends_anywhere_is_refused(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<I", 1) + bytes(64), "version 1"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(64), "byte order"),
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77), "'k'.*77"),
-        (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "k holds text that is not UTF-8"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"k", 8, 1, b"\xff"), "'k' holds text that is not UTF-8"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 9, 1), "'k'.* 9"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 4, 2**62), "ends inside its header"),
     ],
@@ -204,3 +210,90 @@ def test_a_type_that_cannot_be_dequantised_is_named(kind: int, named: str, tmp_p
     path.write_bytes(data[:at] + struct.pack("<I", kind) + data[at + 4 :])
     with pytest.raises(WeightsError, match=rf"blk\.1\.attn_q\.weight.*{named}"):
         open_source(path)
+
+
+def header(*, values: bytes = b"", n_values: int = 0, tensors: bytes = b"", n_tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_values) + values + tensors
+
+
+def value(key: bytes, kind: int, content: bytes) -> bytes:
+    return struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + content
+
+
+def entry(name: bytes, shape: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    dims = struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", n) for n in shape)
+    return struct.pack("<Q", len(name)) + name + dims + struct.pack("<IQ", kind, offset)
+
+
+ALIGNMENT = b"general.alignment"
+LIES = {
+    "2^60 values": (header(n_values=2**60), "ends inside its header"),
+    "2^60 tensors": (header(n_tensors=2**60), "ends inside its header"),
+    "a text of 2^63 bytes": (header(n_values=1, values=value(b"k", 8, struct.pack("<Q", 2**63))), "ends inside"),
+    "2^60 texts": (header(n_values=1, values=value(b"k", 9, struct.pack("<IQ", 8, 2**60))), "ends inside"),
+    "2^61 numbers": (header(n_values=1, values=value(b"k", 9, struct.pack("<IQ", 10, 2**61))), "ends inside"),
+    "an array of arrays": (header(n_values=1, values=value(b"k", 9, struct.pack("<IQ", 9, 9))), "'k' has the unknown"),
+    "a key twice": (header(n_values=2, values=value(b"k", 7, b"\1") * 2), "'k' is there twice"),
+    "an escape in a key": (header(n_values=1, values=value(b"\x1b[2J\n", 99, b"")), r"'\\x1b\[2J\\n' has the unknown"),
+    "a long key": (header(n_values=1, values=value(b"k" * 10**6, 99, b"")), "has the unknown type 99"),
+    "alignment 0": (header(n_values=1, values=value(ALIGNMENT, 4, struct.pack("<I", 0))), "'general.alignment' must"),
+    "alignment 7": (header(n_values=1, values=value(ALIGNMENT, 4, struct.pack("<I", 7))), "not a multiple of 8"),
+    "alignment 2^31": (header(n_values=1, values=value(ALIGNMENT, 4, struct.pack("<I", 2**31))), "no model has more"),
+    "alignment of text": (header(n_values=1, values=value(ALIGNMENT, 8, struct.pack("<Q", 0))), "must be a whole"),
+    "2^32 - 1 dimensions": (
+        header(n_tensors=1, tensors=struct.pack("<Q1sI", 1, b"t", 2**32 - 1)), "'t' has 4294967295 dimensions",
+    ),
+    "no dimensions": (header(n_tensors=1, tensors=entry(b"t", [])), "'t' has 0 dimensions"),
+    "an empty dimension": (header(n_tensors=1, tensors=entry(b"t", [2**60, 0])), "'t' is .* empty"),
+    "an odd offset": (header(n_tensors=1, tensors=entry(b"t", [4], offset=4)), "'t' is at 4, which"),
+    "a tensor twice": (header(n_tensors=2, tensors=entry(b"t", [4]) * 2), "'t' is there twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_headers_that_lie(lie: str, tmp_path: Path) -> None:
+    content, says = LIES[lie]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=says) as refusal:
+        open_source(path)
+    assert str(path) in str(refusal.value)
+    assert len(str(refusal.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("shape", "offset", "says"),
+    [
+        (None, 0, "inside 'blk"),
+        (None, 2**63 - 32, "ends at"),
+        (None, 2**64 - 32, "ends at"),
+        ([2**63, 2**63], None, "ends at"),
+        ([2**40, 2**20], None, "ends at"),
+    ],
+)
+def test_tensors_that_are_elsewhere(shape: list[int] | None, offset: int | None, says: str, tmp_path: Path) -> None:
+    path = small(tmp_path)
+    name = b"blk.1.attn_q.weight"
+    data = bytearray(path.read_bytes())
+    at = data.index(name) + len(name) + 4
+    if shape:
+        data[at : at + 16] = struct.pack("<QQ", *shape)
+    if offset is not None:
+        first = struct.unpack_from("<Q", data, data.index(b"blk.0.attn_norm.weight") + 22 + 4 + 8 + 4)[0]
+        data[at + 20 : at + 28] = struct.pack("<Q", offset or first)
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=says) as refusal:
+        open_source(path)
+    assert "blk." in str(refusal.value)
+
+
+def test_experts_that_the_configuration_does_not_say_are_not_taken_apart(tmp_path: Path) -> None:
+    values = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
+    config = ModelConfig(**values | {"moe": MoeConfig(3, 2)})
+    path = write_gguf(tmp_path / "model.gguf", config, random_weights(config))
+    key = b"llama.expert_count"
+    data = bytearray(path.read_bytes())
+    at = data.index(key) + len(key) + 4
+    data[at : at + 4] = struct.pack("<I", 2)
+    path.write_bytes(data)
+    assert "blk.0.ffn_gate_exps.weight" in open_source(path).shapes

@@ -1,6 +1,7 @@
 """Hugging Face's format: what `config.json` means, with `transformers` as the judge, and files that are broken."""
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,17 @@ def test_rope_bases(change: dict[str, Any], theta: float, tmp_path: Path) -> Non
         ({"hidden_size": "4096"}, "hidden_size"),
         ({"num_key_value_heads": 7}, "n_kv_heads"),
         ({"head_dim": 127}, "head_dim"),
+        ({"architectures": 5}, "architectures"),
+        ({"architectures": [["MistralForCausalLM"]]}, "MistralForCausalLM"),
+        ({"model_type": ["mistral"]}, "model_type"),
+        ({"rope_scaling": "default"}, "rope scaling 'default'"),
+        ({"rope_scaling": {"rope_type": ["default"]}}, "rope scaling"),
+        ({"rope_theta": "abc"}, "rope_theta"),
+        ({"layer_types": 5}, "layer_types"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"vocab_size": 10**12}, "vocab_size"),
+        ({"sliding_window": [4096]}, "sliding_window"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(change: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -213,3 +225,36 @@ def test_pytorch_files_alone_are_not_read(tmp_path: Path) -> None:
     (saved(tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json.*pytorch_model\.bin"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        (b"\xff" * 8 + b"{}", "HeaderTooLarge|header too large"),
+        (struct.pack("<Q", 10**7) + b"{}", "header|length"),
+        (struct.pack("<Q", 2) + b"[]", "header|JSON|invalid"),
+        (
+            b'{"lm_head.weight":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4]}}',
+            "[Tt]ensor|[Oo]ffset|header",
+        ),
+        (b'{"lm_head.weight":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "[Oo]ffset|header"),
+        (b'{"lm_head.weight":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}}', "[Oo]ffset|header"),
+        (b'{"lm_head.weight":{"dtype":"F32","shape":[0,1099511627776],"data_offsets":[0,0]}}', "empty|header"),
+    ],
+)
+def test_headers_that_lie(header: bytes, says: str, tmp_path: Path) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    body = header if header[:1] != b"{" else struct.pack("<Q", len(header)) + header + bytes(4)
+    file.write_bytes(body)
+    with pytest.raises(WeightsError, match=says) as refusal:
+        open_source(tmp_path)
+    assert str(file) in str(refusal.value)
+
+
+def test_fused_experts_that_the_configuration_does_not_say_are_not_taken_apart(tmp_path: Path) -> None:
+    values = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
+    config = ModelConfig(**values | {"moe": MoeConfig(3, 2)})
+    huggingface_model(config, random_weights(config), "Mixtral").save_pretrained(tmp_path, save_original_format=False)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_local_experts": 2}))
+    assert "model.layers.0.mlp.experts.down_proj" in open_source(tmp_path).shapes

@@ -1,14 +1,20 @@
 """Which format a path is, and a checkpoint into a model."""
 
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
 from cierzo.weights import load_model, open_source
+from cierzo.weights.load import all_finite
 from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
 
 SMALL = ModelConfig(
@@ -108,3 +114,105 @@ def test_nothing_that_is_known(tmp_path: Path) -> None:
     save_file({"norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="give a GGUF file, or the folder"):
         open_source(tmp_path / "model.safetensors")
+
+
+SIXTEEN_BITS = torch.arange(2**16).int().to(torch.uint16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_judged_as_isfinite_judges_it(dtype: torch.dtype) -> None:
+    numbers = SIXTEEN_BITS.view(dtype)
+    finite = numbers.isfinite()
+    assert all_finite(numbers[finite])
+    assert not any(all_finite(number) for number in numbers[~finite].split(1))
+
+
+def test_numbers_of_32_bits_are_judged_as_isfinite_judges_them() -> None:
+    limits = torch.finfo(torch.float32)
+    finite = torch.tensor([limits.max, limits.min, limits.tiny, 1e-45, -0.0, 0.0])
+    assert all_finite(finite)
+    for number in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        assert not all_finite(torch.cat((finite, torch.tensor([number]))))
+
+
+def test_a_number_at_the_end_of_a_large_view_is_seen() -> None:
+    tensor = torch.zeros(1000, 1100).t()
+    tensor[-1, -1] = -torch.inf
+    assert not all_finite(tensor)
+
+
+Writer = Callable[[Path, dict[str, Any]], object]
+WRITERS: dict[str, Writer] = {
+    "consolidated.01.pth": lambda path, weights: write_consolidated(path, SMALL, weights, suffix=".pth", shards=2),
+    "consolidated.01.safetensors": lambda path, weights: write_consolidated(path, SMALL, weights, shards=2),
+    "model.safetensors": lambda path, weights: huggingface_model(SMALL, weights, "Mistral").save_pretrained(path),
+    "model.gguf": lambda path, weights: write_gguf(path / "model.gguf", SMALL, weights),
+    "f16.gguf": lambda path, weights: write_gguf(path / "f16.gguf", SMALL, weights, GGMLQuantizationType.F16),
+}
+
+
+@pytest.mark.parametrize("file", WRITERS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_none_is_told_with_file_and_tensor(file: str, number: float, tmp_path: Path) -> None:
+    weights = random_weights(SMALL)
+    name = list(weights)[1]  # of the second shard, where there are two
+    weights[name].view(-1)[-1] = number
+    WRITERS[file](tmp_path, weights)
+    with pytest.raises(WeightsError, match=rf"{file}: tensor '{name}' holds NaN or infinite numbers"):
+        load_model(tmp_path)
+
+
+def test_an_infinite_scale_of_a_quantised_block_is_told(tmp_path: Path) -> None:
+    config = ModelConfig(
+        dim=32, n_layers=1, head_dim=16, hidden_dim=32, n_heads=2, n_kv_heads=1, vocab_size=32, max_seq_len=64
+    )
+    path = write_gguf(tmp_path / "q8.gguf", config, random_weights(config), GGMLQuantizationType.Q8_0)
+    data = path.read_bytes()
+    path.write_bytes(data[:-34] + b"\x00\x7c" + data[-32:])  # the last block's scale, a float16
+    with pytest.raises(WeightsError, match=r"q8\.gguf: tensor '.*' holds NaN or infinite numbers"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"n_layers": 10**9}, "'n_layers' is 1000000000, and no model has more than"),
+        ({"n_layers": 2**12}, "tensors of 2 layers, and the configuration says 4096"),
+        ({"n_layers": 2**12, "sliding_window": [4096]}, "tensors of 2 layers"),
+        ({"n_layers": 10**30, "sliding_window": [4096]}, "'n_layers' is"),
+        ({"vocab_size": 10**12}, "'vocab_size' is 1000000000000"),
+        ({"vocab_size": 2**20, "dim": 2**20, "hidden_dim": 2**20}, "but the configuration says"),
+        ({"n_heads": 2**20, "head_dim": 2**20, "dim": 2**20}, "but the configuration says"),
+        ({"max_seq_len": 10**12}, "'max_seq_len' is"),
+        ({"moe": {"num_experts": 10**9, "num_experts_per_tok": 2}}, "'num_experts' is"),
+        ({"moe": {"num_experts": 2**12, "num_experts_per_tok": 2}}, "tensors of 0 experts"),
+        ({"norm_eps": True}, "norm_eps must be a positive number"),
+        ({"rope_theta": "abc"}, "rope_theta must be a positive number, not 'abc'"),
+        ({"rope_theta": [1e4]}, "rope_theta must be a positive number"),
+        ({"rope_theta": 10**40}, "rope_theta"),
+        ({"sliding_window": 7.5}, "sliding_window must be a whole number"),
+        ({"sliding_window": {"a": 1}}, "sliding_window must be a whole number"),
+        ({"dim": [16]}, "'dim' must be a whole number"),
+        ({"head_dim": None}, "'head_dim'"),
+        ({"tied_embeddings": "no"}, "'tied_embeddings' must be true or false, not 'no'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_the_files_do_not_back_costs_nothing(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    write_consolidated(tmp_path, SMALL, random_weights(SMALL))
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps(json.loads(params.read_text()) | change))
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match=says) as refusal:
+        load_model(tmp_path)
+    assert time.monotonic() - started < 2
+    assert str(tmp_path) in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+def test_a_missing_consolidated_shard_is_told_by_its_tensors(tmp_path: Path) -> None:
+    weights = random_weights(SMALL)
+    write_consolidated(tmp_path, SMALL, weights, shards=3)
+    (tmp_path / "consolidated.01.safetensors").unlink()
+    with pytest.raises(WeightsError, match=f"7 of 21 tensors are missing, '{list(weights)[1]}' first: fetch"):
+        load_model(tmp_path)

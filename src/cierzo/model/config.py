@@ -65,7 +65,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
         for name in ("norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e38:
                 raise ConfigError(f"{name} must be a positive number, not {value!r}")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(
@@ -76,13 +76,17 @@ class ModelConfig:
             raise ConfigError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
         for name in ("sliding_window", "window_dilation"):
             value = getattr(self, name)
+            entries = value if isinstance(value, tuple) else (value,)
             if isinstance(value, tuple) and len(value) != self.n_layers:
                 raise ConfigError(
                     f"{name} has {len(value)} entries for {self.n_layers} layers: give one, or one a layer"
                 )
+            for entry in entries:
+                if entry is not None and (not isinstance(entry, int) or isinstance(entry, bool)):
+                    raise ConfigError(f"{name} must be a whole number of at least 1, not {entry!r}")
         try:
             _ = self.windows
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ConfigError(f"sliding_window {self.sliding_window!r}: {error}") from error
 
     @cached_property

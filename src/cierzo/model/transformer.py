@@ -5,12 +5,14 @@ checkpoint. `forward` runs over the flat tokens of one step; the `AttentionConte
 and values are kept, so training, evaluation and serving run the same code.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
 from cierzo import ops
 from cierzo.model.config import ModelConfig, MoeConfig
-from cierzo.ops import AttentionContext, Expert, PackedMatrix, Rotation
+from cierzo.ops import AttentionContext, Expert, LayerWeights, PackedMatrix, PagedContext, Rotation
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -89,6 +91,15 @@ class TransformerBlock(nn.Module):
         self.feed_forward = MixtureOfExperts(config, config.moe) if config.moe else FeedForward(config)
         self.ffn_norm = RMSNorm(config.dim)
 
+    def weights(self) -> LayerWeights:
+        """Of a dense layer."""
+        a, f = self.attention, self.feed_forward
+        assert isinstance(f, FeedForward)
+        return LayerWeights(
+            self.attention_norm.weight, a.wq.weight, a.wk.weight, a.wv.weight, a.wo.weight,
+            self.ffn_norm.weight, f.w1.weight, f.w2.weight, f.w3.weight, a.window,
+        )  # fmt: skip
+
     def forward(self, x: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
         x = self.attention(x, self.attention_norm.weight, rotation, context)
         fed: Tensor = self.feed_forward(x, self.ffn_norm.weight)
@@ -124,9 +135,25 @@ class Transformer(nn.Module):
         """What the last layer leaves for every token: [T] -> [T, dim], before the final norm."""
         rotation = ops.rotation(context.positions, self.config.head_dim, self.config.rope_theta)
         x = ops.embed(tokens, self.tok_embeddings.weight)
+        if self._dense and isinstance(context, PagedContext) and ops.runs_layers(self._dense, context):
+            return ops.run_layers(
+                x,
+                self._dense,
+                n_heads=self.config.n_heads,
+                eps=self.config.norm_eps,
+                rotation=rotation,
+                context=context,
+            )
         for layer in self.layers:
             x = layer(x, rotation, context)
         return x
+
+    @cached_property
+    def _dense(self) -> list[LayerWeights]:
+        """The layers' weights, for kernels that take all layers at once; none unless they are packed and dense."""
+        if not self.packed or self.config.moe:
+            return []
+        return [layer.weights() for layer in self.layers]  # type: ignore[operator]
 
     def forward(self, tokens: Tensor, context: AttentionContext, rows: Tensor | None = None) -> Tensor:
         """Float32 scores of the next token, [T] -> [R, vocab_size], for the chosen flat rows [R] (all when None)."""

@@ -8,7 +8,20 @@ from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedCo
 from cierzo.ops.machine import Machine, machine
 from cierzo.ops.packed import GGML_GRIDS, Format, PackedMatrix, from_blocks, pack, packed_shape, quantize
 from cierzo.ops.reference import Expert, Rotation, Weight
-from cierzo.ops.seam import attend, down, embed, gate_up, logits, mixture, project_out, project_qkv, rotation
+from cierzo.ops.seam import (
+    LayerWeights,
+    attend,
+    down,
+    embed,
+    gate_up,
+    logits,
+    mixture,
+    project_out,
+    project_qkv,
+    rotation,
+    run_layers,
+    runs_layers,
+)
 from cierzo.ops.window import Window, first_visible
 
 __all__ = [
@@ -18,6 +31,7 @@ __all__ = [
     "Expert",
     "Format",
     "KeyValues",
+    "LayerWeights",
     "Machine",
     "PackedContext",
     "PackedMatrix",
@@ -42,4 +56,6 @@ __all__ = [
     "project_qkv",
     "quantize",
     "rotation",
+    "run_layers",
+    "runs_layers",
 ]

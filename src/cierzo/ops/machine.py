@@ -32,7 +32,7 @@ def machine() -> Machine:
     if wanted == "reference":
         return Machine(None, "reference", threads, "CIERZO_ISA names it")
     try:
-        from cierzo import _native
+        from cierzo.ops import _native
     except ImportError as error:
         if wanted:
             raise CierzoError(

@@ -5,7 +5,7 @@ checked here against the matrices and tables that kernels get; those check their
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,47 @@ def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
     positions = positions.contiguous()
     _kernels().rotation(positions.data_ptr(), len(positions), frequencies.data_ptr(), head_dim // 2, *addresses)
     return angles
+
+
+class LayerWeights(NamedTuple):
+    """What one dense layer computes with: norms [D], packed matrices, its window."""
+
+    attention_norm: Tensor
+    wq: Weight
+    wk: Weight
+    wv: Weight
+    wo: Weight
+    ffn_norm: Tensor
+    w1: Weight
+    w2: Weight
+    w3: Weight
+    window: Window | None
+
+
+def run_layers(
+    x: Tensor, layers: Sequence[LayerWeights], *, n_heads: int, eps: float, rotation: Rotation, context: PagedContext
+) -> Tensor:
+    """All layers in one call, as the operations below compute them one by one; x [T, D] is changed in place."""
+    cache, half = context.cache, rotation.cos.shape[-1]
+    if cache.native_layers is None:
+        handle = _kernels().Layers(n_heads, cache.layers[0].k.shape[1], 2 * half, eps)
+        for number, layer in enumerate(layers):
+            kept = cache.layers[number]
+            dim = layer.wq.shape[1]
+            handle.add(
+                _address(layer.attention_norm, dim), _address(layer.ffn_norm, dim),
+                *map(_handle, (layer.wq, layer.wk, layer.wv, layer.wo, layer.w1, layer.w2, layer.w3)),
+                kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16,
+                0 if layer.window is None else layer.window.size, cache.group_of_layer[number],
+            )  # fmt: skip
+        cache.native_layers = handle
+    first_of_group = [group[0] for group in cache.groups]
+    n = len(x)
+    cache.native_layers.run(
+        _address(x, n, layers[0].wq.shape[1]), n, [_tables(context, layer) for layer in first_of_group],
+        _address(rotation.cos, n, half), _address(rotation.sin, n, half),
+    )  # fmt: skip
+    return x
 
 
 def embed(tokens: Tensor, weight: Weight) -> Tensor:

@@ -64,7 +64,7 @@ class PackedMatrix:
     @cached_property
     def native(self) -> Any:
         """The handle that kernels take."""
-        from cierzo import _native
+        from cierzo.ops import _native
 
         data = self.data
         return _native.Matrix(data.data_ptr(), data.numel(), int(self.format), self.outputs, self.inputs)
@@ -119,7 +119,7 @@ def from_blocks(kind: int, raw: Tensor, outputs: int, inputs: int) -> PackedMatr
 
     Raises ValueError when they do not fit the shape, or scales are not finite.
     """
-    from cierzo import _native
+    from cierzo.ops import _native
 
     format = GGML_GRIDS[kind]
     packed = PackedMatrix(format, outputs, inputs, aligned_empty(packed_shape(format, outputs, inputs)))

@@ -13,9 +13,25 @@ from torch import Tensor
 from cierzo.ops import native, reference
 from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
 from cierzo.ops.machine import machine
+from cierzo.ops.native import LayerWeights, run_layers
 from cierzo.ops.packed import PackedMatrix
 from cierzo.ops.reference import Expert, Rotation, Weight
 from cierzo.ops.window import Window
+
+__all__ = [
+    "LayerWeights",
+    "attend",
+    "down",
+    "embed",
+    "gate_up",
+    "logits",
+    "mixture",
+    "project_out",
+    "project_qkv",
+    "rotation",
+    "run_layers",
+    "runs_layers",
+]
 
 
 def _native(weight: Weight) -> bool:
@@ -26,6 +42,11 @@ def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
     """RoPE's angles of tokens at positions [T]."""
     fast = positions.is_cpu and machine().kernels is not None
     return (native.rotation if fast else reference.rotation)(positions, head_dim, theta)
+
+
+def runs_layers(layers: Sequence[LayerWeights], context: AttentionContext) -> bool:
+    """Whether `run_layers` can take all of a model's layers at once."""
+    return _native(layers[0].wq) and all(native.attends(context, layer.window) for layer in layers)
 
 
 def embed(tokens: Tensor, weight: Weight) -> Tensor:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cierzo.errors import WeightsError
-from cierzo.tokens.interface import ChatError, Message
+from cierzo.tokens.interface import ChatError, Message, encoding, reading
 from cierzo.tokens.template import ChatTemplate
+from cierzo.weights.source import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -48,7 +49,7 @@ class FastTokenizer:
         return None if self._template else NO_TEMPLATE
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids = _encoded(self._library, text)
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -62,9 +63,18 @@ class FastTokenizer:
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += (self._inner if ids else self._library).encode(piece, add_special_tokens=False).ids
+                ids += _encoded(self._inner if ids else self._library, piece)
         return ids
 
+
+def _encoded(library: "tokenizers.Tokenizer", text: str) -> list[int]:
+    with encoding(text):
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+_MOST_GROWTH = 64
+"""How many times longer a text may become before it is cut into tokens."""
 
 NO_TEMPLATE = (
     "this is a base model without a chat template: complete text with `cierzo generate`, "
@@ -110,17 +120,19 @@ def from_json(
         stop: control tokens that end an answer, spelled.
     """
     library = _library(path, spec)
-    begins_with = library.encode("", add_special_tokens=True).tokens[:1]
-    decoders = {part.get("type") for part in _parts(spec.get("decoder"), "decoders")}
-    added = {token["id"]: token for token in spec.get("added_tokens", [])}
+    _check_template(path, spec.get("post_processor"))
+    inner = _inner(path, spec)
+    with reading(path, "a tokenizer that encodes"):
+        begins_with = library.encode("", add_special_tokens=True).tokens[:1]
+        spaced = library.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
+    decoders = {str(part.get("type")) for part in _parts(spec.get("decoder"), "decoders")}
+    added = {token["id"]: token for token in added_tokens(path, spec)}
     if "ByteLevel" in decoders:
         spell = byte_level_bytes
     elif decoders & {"ByteFallback", "Metaspace"}:
         spell = sentencepiece_bytes
     else:
-        raise WeightsError(
-            f"{path}: decoder {sorted(map(str, decoders))} is not supported; ByteLevel and ByteFallback are"
-        )
+        raise WeightsError(f"{path}: decoder {sorted(decoders)} is not supported; ByteLevel and ByteFallback are")
     piece_bytes = {
         token: piece.encode() if token in added else spell(piece)
         for piece, token in library.get_vocab(with_added_tokens=True).items()
@@ -128,12 +140,11 @@ def from_json(
     }
     return FastTokenizer(
         library,
-        inner=_inner(path, spec),
+        inner=inner,
         piece_bytes=piece_bytes,
         bos_id=library.token_to_id(bos) if begins_with == [bos] else None,
         stop_ids=(token for token in map(library.token_to_id, stop) if token is not None),
-        adds_leading_space=spell is sentencepiece_bytes
-        and library.encode("a", add_special_tokens=False).tokens[0] != "a",
+        adds_leading_space=spell is sentencepiece_bytes and spaced,
         template=template,
     )
 
@@ -145,18 +156,59 @@ def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return component[key] if component.get("type") == "Sequence" else [component]
 
 
+def added_tokens(path: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens beside the vocabulary, each with `id`, `content` and perhaps `special`."""
+    tokens = spec.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("content"), str) and isinstance(t.get("id"), int) for t in tokens
+    ):
+        raise WeightsError(f"{path}: 'added_tokens' is no list of tokens with id and content: fetch it again")
+    return tokens
+
+
 def _library(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer":
     """The library's tokenizer, which never looks for control tokens in a text."""
     import tokenizers
 
-    try:
+    _check_growth(path, spec)
+    with reading(path, "a tokenizer that the tokenizers library reads"):
         library = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # the library raises plain Exception
-        raise WeightsError(f"{path}: not a tokenizer that the tokenizers library reads: {error}") from None
     library.no_truncation()  # a tokenizer.json may ask to cut texts in silence
     library.no_padding()
     library.encode_special_tokens = True
     return library
+
+
+def _check_growth(path: Path, spec: dict[str, Any]) -> None:
+    """Forty replacements of "a" by "aa" one after the other would make a terabyte of one letter."""
+    growth, parts = 1, [spec.get("normalizer"), spec.get("pre_tokenizer")]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+            if part.get("type") == "ByteLevel":
+                growth *= 2
+            elif isinstance(content := part.get("content"), str):
+                pattern = part.get("pattern")
+                inserts = not (isinstance(pattern, dict) and pattern.get("String"))  # a pattern may match nothing
+                growth *= max(1, len(content) + inserts)
+        if growth > _MOST_GROWTH:
+            raise WeightsError(
+                f"{path}: 'normalizer' and 'pre_tokenizer' can make texts more than {_MOST_GROWTH} times as long, "
+                "which no model needs: fetch it again"
+            )
+
+
+def _check_template(path: Path, post_processor: Any) -> None:
+    """The library panics over a token that a post-processor writes and does not define."""
+    for part in _parts(post_processor, "processors"):
+        defined = part.get("special_tokens") or {}
+        for piece in [*(part.get("single") or []), *(part.get("pair") or [])]:
+            written = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
+            if part.get("type") == "TemplateProcessing" and written is not None and written not in defined:
+                raise WeightsError(f"{path}: 'post_processor' does not define {shown(written)}: fetch it again")
 
 
 def _inner(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer | None":

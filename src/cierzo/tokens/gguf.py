@@ -1,14 +1,15 @@
 """The tokenizers inside GGUF files: `llama` (SentencePiece with byte fallback) and `gpt2` (byte-level BPE)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.fast import FastTokenizer, byte_level_bytes
-from cierzo.tokens.interface import Tokenizer
+from cierzo.tokens.interface import Tokenizer, reading
 from cierzo.tokens.sentencepiece import SentencePieceTokenizer, processor, serialised_model
 from cierzo.tokens.template import ChatTemplate
+from cierzo.weights.source import flag, shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """`tokenizer.ggml.token_type`."""
@@ -43,98 +44,123 @@ _END_OF_ANSWER = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|
 """Control tokens that end an answer even where the file does not say so."""
 
 
-def gguf_tokenizer(path: Path, metadata: Mapping[str, Any], template: ChatTemplate | None) -> Tokenizer:
+class Vocabulary:
+    """The pieces in a GGUF file's metadata, checked, with their kinds and their scores if it has any."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        self.path, self.metadata = path, metadata
+        self.pieces: list[str] = self._texts("tokens") or []
+        if not self.pieces:
+            raise WeightsError(f"{path}: tokenizer.ggml.tokens is missing: convert the model again with its vocabulary")
+        self.kinds: list[int] = self._numbers("token_type") or [NORMAL] * len(self.pieces)
+        self.scores = self._numbers("scores")
+        self.merges = self._texts("merges") or []
+
+    def _texts(self, name: str) -> list[str] | None:
+        texts = self._value(name)
+        if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+            raise WeightsError(f"{self.path}: tokenizer.ggml.{name} is no list of texts: convert the model again")
+        return texts
+
+    def _numbers(self, name: str) -> list[Any] | None:
+        numbers = self._value(name)
+        if numbers is None:
+            return None
+        if not isinstance(numbers, list) or len(numbers) != len(self.pieces):
+            raise WeightsError(
+                f"{self.path}: tokenizer.ggml.{name} does not have one entry a token ({len(self.pieces)})"
+            )
+        if not all(isinstance(n, int | float) and abs(n) < 1e38 for n in numbers):
+            raise WeightsError(f"{self.path}: tokenizer.ggml.{name} holds what is no number: convert the model again")
+        return numbers
+
+    def id(self, name: str, default: int | None = None) -> int | None:
+        """The token that `tokenizer.ggml.<name>_token_id` names. Some converters write -1, or 2^32 - 1, for none."""
+        token = self.metadata.get(f"tokenizer.ggml.{name}_token_id", default)
+        if token in (None, -1, 2**32 - 1):
+            return None
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < len(self.pieces):
+            raise WeightsError(
+                f"{self.path}: tokenizer.ggml.{name}_token_id {shown(token)} is none of {len(self.pieces)} tokens"
+            )
+        return token
+
+    def flag(self, name: str, default: bool) -> bool:
+        key = f"tokenizer.ggml.{name}"
+        return flag(self.path, {key: self.metadata.get(key, default)}, key)
+
+    def _value(self, name: str) -> Any:
+        return self.metadata.get(f"tokenizer.ggml.{name}")
+
+    @property
+    def controls(self) -> dict[str, int]:
+        """The control tokens, spelled."""
+        pairs = zip(self.pieces, self.kinds, strict=True)
+        return {piece: token for token, (piece, kind) in enumerate(pairs) if kind == CONTROL}
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        named = {self.id(name) for name in ("eos", "eot", "eom")}
+        known = {token for piece, token in self.controls.items() if piece in _END_OF_ANSWER}
+        return {token for token in named if token is not None} | known
+
+    def bos_id(self, default: bool) -> int | None:
+        """The token that a plain text begins with, if it does."""
+        return self.id("bos") if self.flag("add_bos_token", default) else None
+
+
+def gguf_tokenizer(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata holds."""
-    pieces, kinds = _vocabulary(path, metadata)
-    stop_ids = stop_tokens(metadata, pieces, kinds)
-    model = metadata.get("tokenizer.ggml.model")
+    model = vocabulary.metadata.get("tokenizer.ggml.model")
     if model == "llama":
-        return _sentencepiece(path, metadata, pieces, kinds, stop_ids, template)
+        return _sentencepiece(vocabulary, template)
     if model == "gpt2":
-        return _byte_pair(path, metadata, pieces, kinds, stop_ids, template)
-    raise WeightsError(f"{path}: tokenizer.ggml.model {model!r} is not supported; llama and gpt2 are")
+        return _byte_pair(vocabulary, template)
+    raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.model {shown(model)} is not supported; llama and gpt2 are")
 
 
-def _vocabulary(path: Path, metadata: Mapping[str, Any]) -> tuple[list[str], list[int]]:
-    pieces = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(pieces, list) or not pieces or not all(isinstance(piece, str) for piece in pieces):
-        raise WeightsError(f"{path}: tokenizer.ggml.tokens is missing: convert the model again with its vocabulary")
-    kinds = metadata.get("tokenizer.ggml.token_type", [NORMAL] * len(pieces))
-    if not isinstance(kinds, list) or len(kinds) != len(pieces):
-        raise WeightsError(f"{path}: tokenizer.ggml.token_type does not have one entry a token ({len(pieces)})")
-    return pieces, kinds
-
-
-def control_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """The vocabulary's control tokens, spelled."""
-    pieces, kinds = metadata.get("tokenizer.ggml.tokens", []), metadata.get("tokenizer.ggml.token_type", [])
-    return {piece: token for token, (piece, kind) in enumerate(zip(pieces, kinds, strict=False)) if kind == CONTROL}
-
-
-def stop_tokens(metadata: Mapping[str, Any], pieces: list[str], kinds: list[int]) -> set[int]:
-    """Tokens that end an answer."""
-    named = {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
-    known = {
-        t for t, (p, kind) in enumerate(zip(pieces, kinds, strict=True)) if kind == CONTROL and p in _END_OF_ANSWER
-    }
-    return {token for token in named if isinstance(token, int)} | known
-
-
-def _bos(metadata: Mapping[str, Any], default: bool) -> int | None:
-    """The token that a plain text begins with, if it does."""
-    token = metadata.get("tokenizer.ggml.bos_token_id")
-    return token if isinstance(token, int) and metadata.get("tokenizer.ggml.add_bos_token", default) else None
-
-
-def _sentencepiece(
-    path: Path,
-    metadata: Mapping[str, Any],
-    pieces: list[str],
-    kinds: list[int],
-    stop_ids: Iterable[int],
-    template: ChatTemplate | None,
-) -> Tokenizer:
-    scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(pieces):
-        raise WeightsError(f"{path}: tokenizer.ggml.scores does not have one entry a token ({len(pieces)})")
-    model = serialised_model(
-        pieces,
-        scores,
-        kinds,
-        unk_id=metadata.get("tokenizer.ggml.unknown_token_id", kinds.index(UNKNOWN) if UNKNOWN in kinds else 0),
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id", 1),
-        eos_id=metadata.get("tokenizer.ggml.eos_token_id", 2),
-        add_dummy_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True),
+def _sentencepiece(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
+    if vocabulary.scores is None:
+        raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.scores is missing: convert the model again")
+    kinds = vocabulary.kinds
+    unknown = kinds.index(UNKNOWN) if UNKNOWN in kinds else 0
+    unk_id, bos_id, eos_id = (
+        vocabulary.id(name, default) for name, default in (("unknown", unknown), ("bos", 1), ("eos", 2))
     )
-    try:
-        library = processor(model)
-    except RuntimeError as error:
-        raise WeightsError(
-            f"{path}: the vocabulary in tokenizer.ggml.tokens is no SentencePiece one: {error}"
-        ) from None
-    return SentencePieceTokenizer(library, bos_id=_bos(metadata, True), stop_ids=stop_ids, template=template)
+    with reading(vocabulary.path, "a SentencePiece vocabulary in tokenizer.ggml.tokens"):
+        library = processor(
+            serialised_model(
+                vocabulary.pieces,
+                vocabulary.scores,
+                kinds,
+                unk_id=_or_absent(unk_id),
+                bos_id=_or_absent(bos_id),
+                eos_id=_or_absent(eos_id),
+                add_dummy_prefix=vocabulary.flag("add_space_prefix", True),
+            )
+        )
+    return SentencePieceTokenizer(
+        library, bos_id=vocabulary.bos_id(True), stop_ids=vocabulary.stop_ids, template=template
+    )
 
 
-def _byte_pair(
-    path: Path,
-    metadata: Mapping[str, Any],
-    pieces: list[str],
-    kinds: list[int],
-    stop_ids: Iterable[int],
-    template: ChatTemplate | None,
-) -> Tokenizer:
+def _or_absent(token: int | None) -> int:
+    return -1 if token is None else token
+
+
+def _byte_pair(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
-    name = metadata.get("tokenizer.ggml.pre")
-    if name not in PRE_TOKENIZERS:
+    name = vocabulary.metadata.get("tokenizer.ggml.pre")
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise WeightsError(f"{path}: tokenizer.ggml.pre {name!r} is not supported; {known} are")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
-    vocabulary = {piece: token for token, piece in enumerate(pieces)}
-    try:
-        library = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=name in _WHOLE_WORDS_FIRST))
-    except Exception as error:  # the library raises plain Exception
-        raise WeightsError(f"{path}: tokenizer.ggml.merges does not fit the vocabulary: {error}") from None
+        raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.pre {shown(name)} is not supported; {known} are")
+    kinds = list(enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)))
+    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
+    ids = {piece: token for token, piece in enumerate(vocabulary.pieces)}
+    with reading(vocabulary.path, "a byte-pair vocabulary whose tokenizer.ggml.merges fit it"):
+        library = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=name in _WHOLE_WORDS_FIRST))
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in PRE_TOKENIZERS[name]),
@@ -142,17 +168,16 @@ def _byte_pair(
         ]
     )
     # Control tokens are not added: only templates make them. The others are found in any text, as llama.cpp does.
-    own = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == USER_DEFINED]
-    library.add_tokens([AddedToken(piece, normalized=False) for piece in own])
+    library.add_tokens([AddedToken(piece, normalized=False) for _, (piece, kind) in kinds if kind == USER_DEFINED])
     return FastTokenizer(
         library,
         piece_bytes={
             token: piece.encode() if kind == USER_DEFINED else byte_level_bytes(piece)
-            for token, (piece, kind) in enumerate(zip(pieces, kinds, strict=True))
+            for token, (piece, kind) in kinds
             if kind != CONTROL
         },
-        bos_id=_bos(metadata, False),
-        stop_ids=stop_ids,
+        bos_id=vocabulary.bos_id(False),
+        stop_ids=vocabulary.stop_ids,
         adds_leading_space=False,
         template=template,
     )

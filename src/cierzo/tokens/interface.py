@@ -1,9 +1,11 @@
 """What every tokenizer can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
-from cierzo.errors import CierzoError
+from cierzo.errors import CierzoError, WeightsError
 
 Message = dict[str, Any]
 """One message of a chat as in the OpenAI API: `role`, `content`, and for tools `tool_calls` or `tool_call_id`."""
@@ -15,6 +17,30 @@ class ChatError(CierzoError):
 
 class TemplateRefusalError(ChatError):
     """Messages that the model's own template raised an error about."""
+
+
+@contextmanager
+def telling(kind: type[CierzoError], what: str) -> Iterator[None]:
+    """Turn whatever a library raises into `kind`, whose message is `what` and the library's own."""
+    try:
+        yield
+    except CierzoError:
+        raise
+    except BaseException as error:
+        # Of what is no Exception only a panic of a Rust library is about its input.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {str(error) or type(error).__name__}") from None
+
+
+def reading(path: Path, what: str) -> AbstractContextManager[None]:
+    """What a library raises is that the file is not `what`: a `WeightsError`."""
+    return telling(WeightsError, f"{path}: not {what}")
+
+
+def encoding(text: str) -> AbstractContextManager[None]:
+    """What a library raises is about the text, such as half a surrogate pair: a `CierzoError`."""
+    return telling(CierzoError, f"the model's tokenizer cannot encode this text of {len(text)} characters")
 
 
 class Tokenizer(Protocol):

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from cierzo.errors import WeightsError
-from cierzo.tokens.gguf import control_tokens, gguf_tokenizer
+from cierzo.tokens.gguf import Vocabulary, gguf_tokenizer
 from cierzo.tokens.interface import ChatError, Tokenizer
 from cierzo.tokens.template import ChatTemplate, JinjaTemplate, Llama2Template, template_source
 from cierzo.weights import read_metadata
 from cierzo.weights.source import gguf_file, read_json
+
+_LONGEST_CONTROL, _MOST_CONTROLS = 256, 16_384
 
 
 def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
@@ -23,8 +25,8 @@ def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
     """
     file = gguf_file(path)
     if file is not None:
-        metadata = read_metadata(file)
-        return gguf_tokenizer(file, metadata, _gguf_template(metadata, chat_template))
+        vocabulary = Vocabulary(file, read_metadata(file))
+        return gguf_tokenizer(vocabulary, _gguf_template(vocabulary, chat_template))
     if chat_template == "mistral" or _is_mistral(path):
         return _mistral(path, chat_template)
     if (path / "tokenizer.json").is_file():
@@ -37,9 +39,9 @@ def load_tokenizer(path: Path, chat_template: str | None = None) -> Tokenizer:
 
 
 def _template(
-    source: str | None, chosen: str | None, controls: Mapping[str, int], names: Mapping[str, str]
+    path: Path, source: str | None, chosen: str | None, controls: Mapping[str, int], names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    """The template `chosen`, or the model's own `source`."""
+    """The template `chosen`, or the model's own `source`; `path`: the vocabulary, for messages."""
     if chosen == "none" or (chosen is None and source is None):
         return None
     if chosen == "llama-2":
@@ -47,14 +49,22 @@ def _template(
         if bos is None or eos is None:
             raise ChatError("--chat-template llama-2 needs begin and end tokens, and this vocabulary has none")
         return Llama2Template(bos, eos)
+    longest = max(controls, key=len, default="")
+    if len(longest) > _LONGEST_CONTROL or len(controls) > _MOST_CONTROLS:
+        raise WeightsError(
+            f"{path}: {len(controls)} control tokens, the longest of {len(longest)} characters, are too many or "
+            f"too long to look for in chats ({_MOST_CONTROLS}, {_LONGEST_CONTROL}): give --chat-template none"
+        )
     return JinjaTemplate(template_source(chosen) if chosen else source or "", controls, names)
 
 
-def _gguf_template(metadata: Mapping[str, Any], chosen: str | None) -> ChatTemplate | None:
-    pieces = metadata.get("tokenizer.ggml.tokens", [])
-    ids = {f"{name}_token": metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    names = {name: pieces[i] if isinstance(i, int) and 0 <= i < len(pieces) else "" for name, i in ids.items()}
-    return _template(metadata.get("tokenizer.chat_template"), chosen, control_tokens(metadata), names)
+def _gguf_template(vocabulary: Vocabulary, chosen: str | None) -> ChatTemplate | None:
+    source = vocabulary.metadata.get("tokenizer.chat_template")
+    if source is not None and not isinstance(source, str):
+        raise WeightsError(f"{vocabulary.path}: tokenizer.chat_template is no text: give another with --chat-template")
+    ids = {f"{name}_token": vocabulary.id(name) for name in ("bos", "eos")}
+    names = {name: "" if token is None else vocabulary.pieces[token] for name, token in ids.items()}
+    return _template(vocabulary.path, source, chosen, vocabulary.controls, names)
 
 
 def _is_mistral(path: Path) -> bool:
@@ -62,7 +72,7 @@ def _is_mistral(path: Path) -> bool:
     if _own_file(path) is not None:
         return True
     kind = _read(path / "config.json").get("model_type", "mistral" if (path / "params.json").is_file() else "")
-    return (path / "tokenizer.model").is_file() and kind in {"mistral", "mixtral", "ministral"}
+    return (path / "tokenizer.model").is_file() and kind in ("mistral", "mixtral", "ministral")
 
 
 def _own_file(path: Path) -> Path | None:
@@ -82,19 +92,19 @@ def _mistral(path: Path, chosen: str | None) -> Tokenizer:
 
 
 def _from_json(path: Path, chosen: str | None) -> Tokenizer:
-    from cierzo.tokens.fast import from_json
+    from cierzo.tokens.fast import added_tokens, from_json
 
     file = path / "tokenizer.json"
     spec = read_json(file)
     config = _read(path / "tokenizer_config.json")
-    controls = {t["content"]: t["id"] for t in spec.get("added_tokens", []) if t.get("special")}
+    controls = {t["content"]: t["id"] for t in added_tokens(file, spec) if t.get("special")}
     names = {name: _spelled(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     return from_json(
         file,
         spec,
         bos=names["bos_token"],
         stop=_stop_tokens(path, names["eos_token"], controls),
-        template=_template(_own_template(path), chosen, controls, names),
+        template=_template(file, _own_template(path), chosen, controls, names),
     )
 
 
@@ -105,17 +115,20 @@ def _stop_tokens(path: Path, eos: str, controls: Mapping[str, int]) -> set[str]:
     for name in ("generation_config.json", "config.json"):
         listed = _read(path / name).get("eos_token_id")
         ids += listed if isinstance(listed, list) else [listed]
-    return {eos} | {spelled[token] for token in ids if token in spelled}
+    return {eos} | {spelled[token] for token in ids if isinstance(token, int) and token in spelled}
 
 
 def _from_sentencepiece(path: Path, chosen: str | None) -> Tokenizer:
     from cierzo.tokens.sentencepiece import SentencePieceTokenizer, read_model
 
-    library = read_model(path / "tokenizer.model")
-    controls = {library.id_to_piece(t): t for t in range(library.vocab_size()) if library.is_control(t)}
+    file = path / "tokenizer.model"
+    library = read_model(file)
     bos, eos = library.bos_id(), library.eos_id()
+    if bos < 0 or eos < 0:
+        raise WeightsError(f"{file}: a vocabulary without begin and end tokens is not supported")
+    controls = {library.id_to_piece(t): t for t in range(library.vocab_size()) if library.is_control(t)}
     names = {"bos_token": library.id_to_piece(bos), "eos_token": library.id_to_piece(eos)}
-    template = _template(_own_template(path), chosen, controls, names)
+    template = _template(file, _own_template(path), chosen, controls, names)
     return SentencePieceTokenizer(library, bos_id=bos, stop_ids=[eos], template=template)
 
 
@@ -127,7 +140,9 @@ def _own_template(path: Path) -> str | None:
             return template_source(str(file))
         template = _read(file).get("chat_template")
         if isinstance(template, list):  # several by name
-            template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+            template = next(
+                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+            )
         if isinstance(template, str):
             return template
     return None

@@ -72,7 +72,7 @@ def _parsed_function(function: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ChatError(f"the arguments of the tool call {function['name']!r} are no JSON: {error}") from None
     return {**function, "arguments": arguments}
 

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.fast import NO_TEMPLATE
-from cierzo.tokens.interface import ChatError, Message
+from cierzo.tokens.interface import ChatError, Message, encoding, reading, telling
 from cierzo.tokens.messages import checked
 from cierzo.tokens.sentencepiece import piece_bytes, read_model
+from cierzo.weights.source import read_json, whole
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LibraryTokenizer
+
+
+_MOST_SPECIAL = 2**14
 
 
 class MistralTokenizer:
@@ -42,7 +46,8 @@ class MistralTokenizer:
         return None if self._instruct else NO_TEMPLATE
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        ids: list[int] = self._text.encode(text, bos=bos, eos=False)
+        with encoding(text):
+            ids: list[int] = self._text.encode(text, bos=bos, eos=False)
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -52,7 +57,6 @@ class MistralTokenizer:
         return data
 
     def encode_chat(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[int]:
-        from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
         if not self._instruct:
@@ -60,14 +64,12 @@ class MistralTokenizer:
         messages = checked(messages)
         if self.version == "v1" and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
             raise ChatError("the v1 template of Mistral 7B v0.1 and v0.2 has no place for tools: leave them out")
-        try:
+        # The library raises its own errors, pydantic's, and those of JSON in a tool call's arguments.
+        with telling(ChatError, f"Mistral's {self.version} template refuses these messages"):
             request: Any = ChatCompletionRequest.from_openai(
                 messages=[_with_json_arguments(m) for m in messages], tools=None if tools is None else list(tools)
             )
             return list(self._library.encode_chat_completion(request).tokens)
-        except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ChatError(f"Mistral's {self.version} template refuses these messages: {reason}") from None
 
 
 def _with_json_arguments(message: Message) -> Message:
@@ -83,7 +85,6 @@ def _with_json_arguments(message: Message) -> Message:
 
 
 def _load(path: Path) -> "LibraryTokenizer[Any, Any, Any, Any, Any]":
-    from mistral_common.exceptions import MistralCommonException
     from mistral_common.protocol.instruct.normalize import get_normalizer
     from mistral_common.protocol.instruct.validator import ValidationMode, get_validator
     from mistral_common.tokens.tokenizers.base import TokenizerVersion
@@ -95,9 +96,14 @@ def _load(path: Path) -> "LibraryTokenizer[Any, Any, Any, Any, Any]":
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as LibraryTokenizer
     from mistral_common.tokens.tokenizers.sentencepiece import SentencePieceTokenizer
 
-    try:
+    with reading(path, "a Mistral tokenizer"):
+        if path.suffix == ".json":
+            _check_tekken(path)
         if path.name != "tokenizer.model":
-            return LibraryTokenizer.from_file(path)
+            loaded = LibraryTokenizer.from_file(path)
+            if path.suffix == ".json":
+                _check_bytes(path, loaded.instruct_tokenizer.tokenizer)
+            return loaded
         # The plain name says nothing: 7B v0.3 ships its v3 vocabulary under it too.
         pieces = read_model(path)
         known = {pieces.id_to_piece(token) for token in range(pieces.vocab_size()) if pieces.is_control(token)}
@@ -111,6 +117,20 @@ def _load(path: Path) -> "LibraryTokenizer[Any, Any, Any, Any, Any]":
             validator=get_validator(version, mode=ValidationMode.test),
             request_normalizer=get_normalizer(version, None),
         )
-    except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"{path}: not a Mistral tokenizer: {reason}") from None
+
+
+def _check_tekken(path: Path) -> None:
+    """Before the library makes as many special tokens as the file declares, and takes its numbers for what they say."""
+    values = read_json(path)
+    config = values.get("config")
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: no 'config' of a tekken vocabulary: fetch it again")
+    whole(path, config, "default_vocab_size")
+    whole(path, config, "default_num_special_tokens", most=_MOST_SPECIAL)
+
+
+def _check_bytes(path: Path, text: Any) -> None:
+    """The library panics over a byte of a text that is no token."""
+    single = {text.id_to_byte_piece(token) for token in range(text.num_special_tokens, text.n_words)}
+    if missing := [byte for byte in range(256) if bytes([byte]) not in single]:
+        raise WeightsError(f"{path}: 'vocab' has no token for byte {missing[0]}: fetch it again")

@@ -14,6 +14,7 @@ from typing import Any
 
 SECONDS = 5.0
 MEGABYTES = 512
+CHARACTERS = 2**24
 
 
 class TemplateSandbox:
@@ -42,27 +43,29 @@ class TemplateSandbox:
         raise ChatError(f"the model's chat template cannot be used: {answer['error']}")
 
     def _ask(self, request: str) -> dict[str, Any]:
-        process = self._started()
+        process, source = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
         out_of_time = threading.Timer(SECONDS, process.kill)
         out_of_time.start()
         try:
-            process.stdin.write(request + "\n")
+            process.stdin.write(source + request + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
         finally:
             out_of_time.cancel()
-        if line:
+        if line.endswith("\n"):  # or it was ended while it wrote
             answer: dict[str, Any] = json.loads(line)
             return answer
         _end(process)
         self._process = None
         return {"error": f"it took more than {SECONDS:.0f} s or {MEGABYTES} MB; use another with --chat-template"}
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self) -> tuple[subprocess.Popen[str], str]:
+        """The process, and the line that it waits for before it takes requests."""
+        first = ""
         if self._process is None or self._process.poll() is not None:
             # -I: neither the working folder nor the user's environment can put another jinja2 in the way.
             self._process = subprocess.Popen(
@@ -75,9 +78,8 @@ class TemplateSandbox:
                 start_new_session=True,  # Ctrl-C at the terminal is for the chat, not for this
             )
             weakref.finalize(self, _end, self._process)
-            assert self._process.stdin
-            self._process.stdin.write(json.dumps(self._source) + "\n")
-        return self._process
+            first = json.dumps(self._source) + "\n"
+        return self._process, first
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -126,7 +128,8 @@ def _child() -> None:
     source = json.loads(sys.stdin.readline())
     for line in sys.stdin:
         try:
-            answer = {"text": environment.from_string(source).render(json.loads(line))}
+            text = environment.from_string(source).render(json.loads(line))
+            answer = {"text": text} if len(text) <= CHARACTERS else {"error": f"it wrote {len(text)} characters"}
         except RefusalError as error:
             answer = {"refusal": str(error)}
         except MemoryError:

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cierzo.errors import WeightsError
 from cierzo.tokens.fast import NO_TEMPLATE, sentencepiece_bytes
-from cierzo.tokens.interface import ChatError, Message
+from cierzo.tokens.interface import ChatError, Message, encoding, reading
 from cierzo.tokens.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -16,14 +15,12 @@ if TYPE_CHECKING:
 
 def read_model(path: Path) -> "SentencePieceProcessor":
     """A `tokenizer.model`."""
-    try:
+    with reading(path, "a SentencePiece model"):
         return processor(path.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a SentencePiece model: {error}") from None
 
 
 def processor(model: bytes) -> "SentencePieceProcessor":
-    """The library's processor of a serialised model. Raises RuntimeError for bytes that are none."""
+    """The library's processor of a serialised model. Raises what the library does for bytes that are none."""
     import sentencepiece
 
     loaded = sentencepiece.SentencePieceProcessor()
@@ -54,7 +51,7 @@ class SentencePieceTokenizer:
         return None if self._template else NO_TEMPLATE
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
-        ids: list[int] = self._library.encode(text)
+        ids = self._encoded(text)
         return [self.bos_id, *ids] if bos and self.bos_id is not None else ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -64,7 +61,12 @@ class SentencePieceTokenizer:
         if self._template is None:
             raise ChatError(NO_TEMPLATE)
         pieces = self._template.pieces(messages, tools)
-        return [token for p in pieces for token in ([p] if isinstance(p, int) else self._library.encode(p))]
+        return [token for p in pieces for token in ([p] if isinstance(p, int) else self._encoded(p))]
+
+    def _encoded(self, text: str) -> list[int]:
+        with encoding(text):
+            ids: list[int] = self._library.encode(text)
+        return ids
 
 
 def piece_bytes(library: "SentencePieceProcessor", token: int) -> bytes:

@@ -7,6 +7,7 @@ control token is marked as well, in case the template puts two texts side by sid
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,10 +41,11 @@ class ControlTokens:
     """The spelled control tokens of a vocabulary: breaks them in texts, finds them in templates' results."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
-        self.ids = {text: token for text, token in ids.items() if text}
+        # A single character cannot be broken, so it always means itself.
+        self.ids = {text: token for text, token in ids.items() if len(text) > 1}
         spelled = sorted(self.ids, key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, spelled)) or r"(?!)")
-        self._beginnings = {text[:n] for text in spelled for n in range(1, len(text))}
+        self._sorted = sorted(spelled)
         self._longest = max(map(len, spelled), default=0)
 
     def broken(self, value: Any) -> Any:
@@ -57,12 +59,19 @@ class ControlTokens:
         return value
 
     def _broken_text(self, text: str) -> str:
-        text = self._any.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+        text = text.replace(_MARK, "")
+        while self._any.search(text):  # again, for tokens that overlap
+            text = self._any.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
         for length in range(min(len(text), self._longest - 1), 0, -1):
-            if text[-length:] in self._beginnings:
+            if self._begins(text[-length:]):
                 cut = len(text) - length + 1
                 return text[:cut] + _MARK + text[cut:]
         return text
+
+    def _begins(self, end: str) -> bool:
+        """Whether a control token begins with `end`."""
+        at = bisect_left(self._sorted, end)
+        return at < len(self._sorted) and self._sorted[at].startswith(end)
 
     def split(self, rendered: str) -> list[Piece]:
         """Text and control tokens of a template's result, marks taken out."""
@@ -125,20 +134,19 @@ class Llama2Template:
         messages = merged(checked(messages))
         if tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages):
             raise ChatError("Llama 2's chat format has no place for tools: leave them out")
-        system = ""
+        texts = [m["content"] for m in messages]
         if messages[0]["role"] == "system":
-            system = f"<<SYS>>\n{messages[0]['content']}\n<</SYS>>\n\n"
+            # Only then stripped, as in the original: spaces between the system prompt and the question stay.
+            texts = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{''.join(texts[1:2])}", *texts[2:]]
             messages = messages[1:]
         roles = ["user", "assistant"] * len(messages)
         if [m["role"] for m in messages] != roles[: len(messages)] or len(messages) % 2 == 0:
             raise ChatError("Llama 2's chat format needs user and assistant in turns, a user's message last")
-        texts = [m["content"].strip() for m in messages]
+        *turns, last = [text.strip() for text in texts]
         pieces: list[Piece] = []
-        for asked, answered in zip(texts[::2], [*texts[1::2], None], strict=True):
-            pieces += [self._bos, f"[INST] {(system + asked).strip()} [/INST]" + (f" {answered} " if answered else "")]
-            pieces += [] if answered is None else [self._eos]
-            system = ""
-        return pieces
+        for asked, answered in zip(turns[::2], turns[1::2], strict=True):
+            pieces += [self._bos, f"[INST] {asked} [/INST] {answered} ", self._eos]
+        return [*pieces, self._bos, f"[INST] {last} [/INST]"]
 
 
 def template_source(name: str) -> str:

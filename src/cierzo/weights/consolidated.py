@@ -1,15 +1,24 @@
 """Mistral's own format: `params.json` with `consolidated*.safetensors` or `consolidated*.pth`."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
-from cierzo.weights.source import MappedTensors, check_floats, make_config, one_line, read_json, read_safetensors, whole
+from cierzo.weights.pickled import read_pickle
+from cierzo.weights.source import (
+    DEEPEST,
+    LONGEST,
+    MappedTensors,
+    flag,
+    make_config,
+    read_json,
+    read_safetensors,
+    shown,
+    whole,
+)
 
 # v0.1's params.json states no limit; the Hugging Face configurations of 7B v0.1 to v0.3 and Mixtral 8x7B say 32,768.
 _MAX_SEQ_LEN = 32_768
@@ -28,15 +37,16 @@ def consolidated_files(folder: Path) -> list[Path]:
 def open_consolidated(folder: Path) -> MappedTensors:
     config = read_params(folder / "params.json")
     tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
     for file in consolidated_files(folder):
-        for name, tensor in (read_safetensors if file.suffix == ".safetensors" else _read_pickle)(file).items():
+        for name, tensor in (read_safetensors if file.suffix == ".safetensors" else read_pickle)(file).items():
             if name in tensors:
                 raise WeightsError(
                     f"{file}: tensor {name!r} is in another shard too, so the matrices are split between shards "
                     "(Meta's tensor-parallel layout): take the model in the Hugging Face format"
                 )
-            tensors[name] = tensor
-    return MappedTensors(folder, config, tensors)
+            tensors[name], files[name] = tensor, file
+    return MappedTensors(folder, config, tensors, files)
 
 
 def read_params(path: Path) -> ModelConfig:
@@ -52,22 +62,23 @@ def read_params(path: Path) -> ModelConfig:
     experts = _experts(path, values)
     if experts and "rope_theta" not in values:
         raise WeightsError(f"{path}: a mixture of experts without 'rope_theta': add it (Mixtral 8x7B: 1000000.0)")
-    dim, n_layers, n_heads = (whole(path, values, key) for key in ("dim", "n_layers", "n_heads"))
-    limits = [values[key] for key in ("max_seq_len", "max_position_embeddings", "model_max_length") if values.get(key)]
+    dim, n_heads = whole(path, values, "dim"), whole(path, values, "n_heads")
+    n_layers = whole(path, values, "n_layers", most=DEEPEST)
+    limits = [key for key in ("max_seq_len", "max_position_embeddings", "model_max_length") if values.get(key)]
     return make_config(
         path,
         dim=dim,
         n_layers=n_layers,
-        head_dim=values.get("head_dim", dim // n_heads),
+        head_dim=whole(path, {"head_dim": dim // n_heads} | values, "head_dim"),
         hidden_dim=whole(path, values, "hidden_dim"),
         n_heads=n_heads,
         n_kv_heads=values.get("n_kv_heads", n_heads),
         vocab_size=whole(path, values, "vocab_size"),
-        max_seq_len=limits[0] if limits else _MAX_SEQ_LEN,
+        max_seq_len=whole(path, values, limits[0], most=LONGEST) if limits else _MAX_SEQ_LEN,
         norm_eps=values.get("norm_eps"),
         rope_theta=values.get("rope_theta", 10_000.0),
         sliding_window=_window(path, values, n_layers),
-        tied_embeddings=values.get("tied_embeddings", False),
+        tied_embeddings=flag(path, values, "tied_embeddings"),
         experts=experts,
     )
 
@@ -77,8 +88,8 @@ def _experts(path: Path, values: dict[str, Any]) -> tuple[int, int] | None:
     if not moe:
         return None
     if not isinstance(moe, dict) or set(moe) != {"num_experts", "num_experts_per_tok"}:
-        raise WeightsError(f"{path}: 'moe' must give num_experts and num_experts_per_tok alone, not {moe!r}")
-    return whole(path, moe, "num_experts"), whole(path, moe, "num_experts_per_tok")
+        raise WeightsError(f"{path}: 'moe' must give num_experts and num_experts_per_tok alone, not {shown(moe)}")
+    return whole(path, moe, "num_experts", most=DEEPEST), whole(path, moe, "num_experts_per_tok", most=DEEPEST)
 
 
 def _window(path: Path, values: dict[str, Any], n_layers: int) -> Any:
@@ -92,15 +103,3 @@ def _window(path: Path, values: dict[str, Any], n_layers: int) -> Any:
             "give one window, or one a layer"
         )
     return tuple(window) * (n_layers // len(window))
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a `torch.save` file, as views of the mapped file; code in the file is never run."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path}: not a whole file of tensors ({one_line(error)}): fetch it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise WeightsError(f"{path}: does not hold a dictionary of tensors: is it a model's weights?")
-    check_floats(path, tensors)
-    return tensors

@@ -20,7 +20,7 @@ from torch import Tensor
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import GGML_GRIDS, Format, PackedMatrix, from_blocks, quantize
-from cierzo.weights.source import common_dtype, make_config, whole
+from cierzo.weights.source import DEEPEST, LONGEST, common_dtype, make_config, shown, whole
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SCALARS = {
@@ -30,6 +30,7 @@ _STRING, _ARRAY = 8, 9
 
 # Known here, as importing the library takes half a second: Q4_0, Q4_1, Q8_0 and Q4_K.
 _BLOCKS = {2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256, 144)}
+_MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 
@@ -82,8 +83,12 @@ def read_header(path: Path) -> Header:
             return _HeaderReader(path, data).header()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (struct.error, ValueError) as error:  # beyond the end, or no bytes at all
+    except (struct.error, ValueError) as error:  # beyond the end; mmap's ValueError: no bytes at all
         raise WeightsError(f"{path}: the file ends inside its header: fetch it again") from error
+
+
+class _TooShortError(ValueError):
+    """The file ends before what its header declares."""
 
 
 class _HeaderReader:
@@ -103,16 +108,34 @@ class _HeaderReader:
         metadata: dict[str, Any] = {}
         for _ in range(n_values):
             key = self.strings(1, "a key")[0]
+            if key in metadata:
+                raise WeightsError(f"{self.path}: {shown(key)} is there twice: fetch the file again")
             metadata[key] = self.value(self.number(_U32), key)
+        alignment = whole(self.path, {"general.alignment": 32} | metadata, "general.alignment")
+        if alignment % 8:
+            raise WeightsError(f"{self.path}: 'general.alignment' is {alignment}, not a multiple of 8")
         tensors: dict[str, StoredTensor] = {}
         for _ in range(n_tensors):
             name = self.strings(1, "a tensor's name")[0]
             if name in tensors:
                 raise WeightsError(f"{self.path}: tensor {name!r} is there twice: fetch the file again")
-            shape = [self.number(_U64) for _ in range(self.number(_U32))]
-            tensors[name] = StoredTensor(tuple(reversed(shape)), self.number(_U32), self.number(_U64))
-        alignment = whole(self.path, {"general.alignment": 32} | metadata, "general.alignment")
+            tensors[name] = self.tensor(name, alignment)
         return Header(metadata, tensors, -(-self.at // alignment) * alignment)
+
+    def tensor(self, name: str, alignment: int) -> StoredTensor:
+        n_dims = self.number(_U32)
+        if not 1 <= n_dims <= _MOST_DIMENSIONS:
+            raise WeightsError(f"{self.path}: tensor {name!r} has {n_dims} dimensions, not 1 to {_MOST_DIMENSIONS}")
+        shape = tuple(reversed([self.number(_U64) for _ in range(n_dims)]))
+        if 0 in shape:
+            raise WeightsError(f"{self.path}: tensor {name!r} is {list(shape)}, which is empty: fetch the file again")
+        kind, offset = self.number(_U32), self.number(_U64)
+        if offset % alignment:
+            raise WeightsError(
+                f"{self.path}: tensor {name!r} is at {offset}, which general.alignment {alignment} does not divide: "
+                "fetch the file again"
+            )
+        return StoredTensor(shape, kind, offset)
 
     def number(self, kind: struct.Struct) -> int:
         (value,) = kind.unpack_from(self.data, self.at)
@@ -120,16 +143,16 @@ class _HeaderReader:
         return int(value)
 
     def strings(self, count: int, what: str) -> list[str]:
-        values, data, at, size_at = [], self.data, self.at, _U64.unpack_from
+        values, data, at, end, size_at = [], self.data, self.at, len(self.data), _U64.unpack_from
         try:
             for _ in range(count):
                 start = at + 8
                 at = start + size_at(data, at)[0]
+                if at > end:
+                    raise _TooShortError
                 values.append(data[start:at].decode())
-        except UnicodeDecodeError as error:
-            raise WeightsError(f"{self.path}: {what} holds text that is not UTF-8: fetch the file again") from error
-        if at > len(data):
-            raise ValueError
+        except UnicodeDecodeError:
+            raise WeightsError(f"{self.path}: {shown(what)} holds text that is not UTF-8: fetch it again") from None
         self.at = at
         return values
 
@@ -143,12 +166,13 @@ class _HeaderReader:
 
     def numbers(self, kind: int, count: int, key: str) -> list[Any]:
         if kind not in _SCALARS:
-            raise WeightsError(f"{self.path}: {key!r} has the unknown type {kind}: fetch the file again")
+            raise WeightsError(f"{self.path}: {shown(key)} has the unknown type {kind}: fetch the file again")
         dtype = np.dtype(_SCALARS[kind])
-        values: list[Any] = np.frombuffer(self.data[self.at : self.at + count * dtype.itemsize], dtype).tolist()
-        if len(values) != count:
-            raise ValueError
-        self.at += count * dtype.itemsize
+        end = self.at + count * dtype.itemsize
+        if end > len(self.data):
+            raise _TooShortError
+        values: list[Any] = np.frombuffer(self.data[self.at : end], dtype).tolist()
+        self.at = end
         return values
 
 
@@ -166,13 +190,12 @@ class GgufFile:
         self.path = path
         self._header = read_header(path)
         self.config = read_config(path, self._header)
-        size = path.stat().st_size
-        for name, tensor in self._header.tensors.items():
-            end = self._header.data + tensor.offset + self._n_bytes(name)
-            if end > size:
-                raise WeightsError(f"{path}: {size} bytes, but tensor {name!r} ends at {end}: fetch the file again")
+        self._check_places()
+        n_experts = self.config.moe.num_experts if self.config.moe else 0
         self._places = {
-            ours: place for name, tensor in self._header.tensors.items() for ours, place in _places(name, tensor)
+            ours: place
+            for name, tensor in self._header.tensors.items()
+            for ours, place in _places(name, tensor, n_experts)
         }
         self.shapes = {
             ours: self._header.tensors[stored].shape[0 if expert is None else 1 :]
@@ -184,13 +207,32 @@ class GgufFile:
 
         self.quantized = any(tensor.kind not in _FLOATS for tensor in self._header.tensors.values())
 
+    def _check_places(self) -> None:
+        """Every tensor lies inside the file, and no two in the same place."""
+        size, end, before = self.path.stat().st_size, 0, ""
+        for name, tensor in sorted(self._header.tensors.items(), key=lambda item: item[1].offset):
+            if tensor.offset < end:
+                raise WeightsError(
+                    f"{self.path}: tensor {name!r} begins at {tensor.offset}, inside {before!r}: fetch the file again"
+                )
+            end, before = tensor.offset + self._n_bytes(name), name
+            if self._header.data + end > size:
+                raise WeightsError(
+                    f"{self.path}: {size} bytes, but tensor {name!r} ends at {self._header.data + end}: "
+                    "fetch the file again"
+                )
+
+    def file(self, name: str) -> Path:
+        return self.path
+
     def tensor(self, name: str) -> Tensor:
         raw, shape, kind = self._stored(name)
         if kind in _FLOATS:
             return torch.from_numpy(raw).view(_FLOATS[kind]).view(shape)
         from gguf import GGMLQuantizationType, dequantize
 
-        return torch.from_numpy(dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType(kind)))
+        with np.errstate(all="ignore"):  # infinite scales: whoever uses the tensor looks for NaN
+            return torch.from_numpy(dequantize(raw.reshape(*shape[:-1], -1), GGMLQuantizationType(kind)))
 
     def packed(self, name: str) -> PackedMatrix:
         raw, (outputs, inputs), kind = self._stored(name)
@@ -243,7 +285,7 @@ def _block(kind: int) -> tuple[int, int] | None:
     return block, size
 
 
-def _places(name: str, tensor: StoredTensor) -> list[tuple[str, _Place]]:
+def _places(name: str, tensor: StoredTensor, n_experts: int) -> list[tuple[str, _Place]]:
     """The parameters, by Mistral's names, that one stored tensor holds.
 
     Experts are together, [experts, outputs, inputs], or in older files apart.
@@ -254,9 +296,9 @@ def _places(name: str, tensor: StoredTensor) -> list[tuple[str, _Place]]:
         return [(f"layers.{found[1]}.{_LAYER[found[2]]}.weight", _Place(name))]
     if found := _ONE_EXPERT.fullmatch(name):
         return [(f"layers.{found[1]}.feed_forward.experts.{found[3]}.{_EXPERT[found[2]]}.weight", _Place(name))]
-    if (found := _ALL_EXPERTS.fullmatch(name)) and len(tensor.shape) == 3:
+    if (found := _ALL_EXPERTS.fullmatch(name)) and len(tensor.shape) == 3 and tensor.shape[0] == n_experts:
         layer = f"layers.{found[1]}.feed_forward.experts"
-        return [(f"{layer}.{e}.{_EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(tensor.shape[0])]
+        return [(f"{layer}.{e}.{_EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(n_experts)]
     return [(name, _Place(name))]
 
 
@@ -269,15 +311,17 @@ def read_config(path: Path, header: Header) -> ModelConfig:
     architecture = metadata.get("general.architecture")
     if architecture != "llama":
         raise WeightsError(
-            f"{path}: architecture {architecture!r} is not supported: only llama is (Mistral, Mixtral, Llama)"
+            f"{path}: architecture {shown(architecture)} is not supported: only llama is (Mistral, Mixtral, Llama)"
         )
-    if metadata.get("split.count", 1) > 1:
-        raise WeightsError(f"{path}: one of {metadata['split.count']} parts: merge them with llama-gguf-split --merge")
+    if metadata.get("split.count", 1) not in (0, 1):
+        raise WeightsError(
+            f"{path}: one of {shown(metadata['split.count'])} parts: merge them with llama-gguf-split --merge"
+        )
     values = {key.removeprefix("llama."): value for key, value in metadata.items()}
     for key, plain in (("rope.scaling.type", "none"), ("rope.scaling.factor", 1.0), ("rope.scale_linear", 1.0)):
         if values.get(key, plain) != plain:
             raise WeightsError(
-                f"{path}: 'llama.{key}' {values[key]!r} is not supported: only plain rotary embeddings are"
+                f"{path}: 'llama.{key}' {shown(values[key])} is not supported: only plain rotary embeddings are"
             )
     if "attention.sliding_window_pattern" in values:
         raise WeightsError(f"{path}: 'llama.attention.sliding_window_pattern' is not supported: take another format")
@@ -288,27 +332,27 @@ def read_config(path: Path, header: Header) -> ModelConfig:
         raise WeightsError(f"{path}: no tensor 'token_embd.weight': fetch the file again")
 
     dim, n_heads = whole(path, values, "embedding_length"), whole(path, values, "attention.head_count")
-    head_dim = values.get("attention.key_length", dim // n_heads)
+    head_dim = whole(path, {"attention.key_length": dim // n_heads} | values, "attention.key_length")
     for key in ("attention.value_length", "rope.dimension_count"):
         if values.get(key, head_dim) != head_dim:
             raise WeightsError(
-                f"{path}: 'llama.{key}' {values[key]} is not the heads' {head_dim}: that is not supported"
+                f"{path}: 'llama.{key}' {shown(values[key])} is not the heads' {head_dim}: that is not supported"
             )
     return make_config(
         path,
         dim=dim,
-        n_layers=whole(path, values, "block_count"),
+        n_layers=whole(path, values, "block_count", most=DEEPEST),
         head_dim=head_dim,
         hidden_dim=whole(path, values, "feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=values.get("attention.head_count_kv", n_heads),
         vocab_size=tensors["token_embd.weight"].shape[0],
-        max_seq_len=whole(path, values, "context_length"),
+        max_seq_len=whole(path, values, "context_length", most=LONGEST),
         norm_eps=_decimal(values.get("attention.layer_norm_rms_epsilon")),
         rope_theta=_decimal(values.get("rope.freq_base", 10_000.0)),
         sliding_window=values.get("attention.sliding_window") or None,
         tied_embeddings="output.weight" not in tensors,
-        experts=(whole(path, values, "expert_count"), whole(path, values, "expert_used_count"))
+        experts=(whole(path, values, "expert_count", most=DEEPEST), whole(path, values, "expert_used_count"))
         if values.get("expert_count")
         else None,
     )
@@ -316,4 +360,7 @@ def read_config(path: Path, header: Header) -> ModelConfig:
 
 def _decimal(value: Any) -> Any:
     """The number that was meant by one stored in float32: 1e-05, not 9.999999747e-06."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
-from cierzo.weights.source import MappedTensors, make_config, read_json, read_safetensors, whole
+from cierzo.weights.source import (
+    DEEPEST,
+    LONGEST,
+    MappedTensors,
+    flag,
+    make_config,
+    read_json,
+    read_safetensors,
+    shown,
+    whole,
+)
 
 _MISTRAL = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -58,9 +68,13 @@ _ALL_EXPERTS = re.compile(r"model\.(layers\.\d+)\.mlp\.experts\.(gate_up_proj|do
 
 def open_huggingface(folder: Path) -> MappedTensors:
     config = read_config(folder / "config.json")
-    stored = _read_tensors(folder)
-    tensors = {ours: view for name, tensor in stored.items() for ours, view in _views(name, tensor)}
-    return MappedTensors(folder, config, tensors, partial(_interleave, config.head_dim))
+    tensors: dict[str, Tensor] = {}
+    files: dict[str, Path] = {}
+    for file, stored in _read_tensors(folder).items():
+        for name, tensor in stored.items():
+            for ours, view in _views(name, tensor, config):
+                tensors[ours], files[ours] = view, file
+    return MappedTensors(folder, config, tensors, files, partial(_interleave, config.head_dim))
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -74,25 +88,24 @@ def read_config(path: Path) -> ModelConfig:
     if values.get("quantization_config"):
         raise WeightsError(f"{path}: 'quantization_config': take the model that is not quantised, or a GGUF file")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise WeightsError(f"{path}: 'hidden_act' {values['hidden_act']!r} is not supported: only silu is")
-    dim, n_layers, n_heads = (
-        whole(path, values, key) for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    )
+        raise WeightsError(f"{path}: 'hidden_act' {shown(values['hidden_act'])} is not supported: only silu is")
+    dim, n_heads = whole(path, values, "hidden_size"), whole(path, values, "num_attention_heads")
+    n_layers = whole(path, values, "num_hidden_layers", most=DEEPEST)
     return make_config(
         path,
         dim=dim,
         n_layers=n_layers,
-        head_dim=dim // n_heads if values.get("head_dim") is None else values["head_dim"],
+        head_dim=dim // n_heads if values.get("head_dim") is None else whole(path, values, "head_dim"),
         hidden_dim=whole(path, values, "intermediate_size"),
         n_heads=n_heads,
         n_kv_heads=n_heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
         vocab_size=whole(path, values, "vocab_size"),
-        max_seq_len=whole(path, values, "max_position_embeddings"),
+        max_seq_len=whole(path, values, "max_position_embeddings", most=LONGEST),
         norm_eps=values["rms_norm_eps"],
         rope_theta=_rope_theta(path, values),
         sliding_window=_window(path, kind, values),
-        tied_embeddings=bool(values.get("tie_word_embeddings")),
-        experts=(whole(path, values, "num_local_experts"), whole(path, values, "num_experts_per_tok"))
+        tied_embeddings=flag(path, values, "tie_word_embeddings"),
+        experts=(whole(path, values, "num_local_experts", most=DEEPEST), whole(path, values, "num_experts_per_tok"))
         if kind == "mixtral"
         else None,
     )
@@ -100,23 +113,25 @@ def read_config(path: Path) -> ModelConfig:
 
 def _kind(path: Path, given: dict[str, Any]) -> str:
     architectures = given.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise WeightsError(f"{path}: 'architectures' must be a list of names, not {shown(architectures)}")
     for architecture in architectures:
-        if not str(architecture).endswith("ForCausalLM"):
+        if not isinstance(architecture, str) or not architecture.endswith("ForCausalLM"):
             raise WeightsError(
-                f"{path}: architecture {architecture!r} is not supported: it does not generate text alone"
+                f"{path}: architecture {shown(architecture)} is not supported: it does not generate text alone"
             )
     kind = given.get("model_type") or "".join(architectures).removesuffix("ForCausalLM").lower()
-    if kind not in _DEFAULTS:
-        raise WeightsError(f"{path}: model_type {kind!r} is not supported: only {', '.join(_DEFAULTS)} are")
-    return str(kind)
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
+        raise WeightsError(f"{path}: model_type {shown(kind)} is not supported: only {', '.join(_DEFAULTS)} are")
+    return kind
 
 
 def _rope_theta(path: Path, values: dict[str, Any]) -> Any:
     """The rotary base: its own key until transformers 4, inside `rope_parameters` from 5 on."""
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise WeightsError(f"{path}: rope scaling {kind!r} is not supported: only plain rotary embeddings are")
+    if kind != "default" or not isinstance(rope, dict):
+        raise WeightsError(f"{path}: rope scaling {shown(kind)} is not supported: only plain rotary embeddings are")
     for settings in (rope, values):
         if settings.get("partial_rotary_factor", 1.0) != 1.0:
             raise WeightsError(f"{path}: 'partial_rotary_factor' is not supported: heads are rotated whole")
@@ -137,18 +152,21 @@ def _window(path: Path, kind: str, values: dict[str, Any]) -> Any:
         )
     if layers is None:
         return window
+    if not isinstance(layers, list):
+        raise WeightsError(f"{path}: 'layer_types' must be a list, not {shown(layers)}")
     for layer in layers:
         if layer not in ("full_attention", "sliding_attention"):
-            raise WeightsError(f"{path}: 'layer_types' entry {layer!r} is not supported")
+            raise WeightsError(f"{path}: 'layer_types' entry {shown(layer)} is not supported")
         if layer == "sliding_attention" and window is None:
             raise WeightsError(f"{path}: 'layer_types' has {layer!r} but there is no 'sliding_window': add it")
     return tuple(window if layer == "sliding_attention" else None for layer in layers)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
+def _read_tensors(folder: Path) -> dict[Path, dict[str, Tensor]]:
+    """The tensors of each file."""
     whole_file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole_file.is_file():
-        return read_safetensors(whole_file)
+        return {whole_file: read_safetensors(whole_file)}
     if not index.is_file():
         raise WeightsError(
             f"{folder}: config.json without model.safetensors or model.safetensors.index.json: fetch the weights "
@@ -159,17 +177,20 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         isinstance(file, str) and Path(file).name == file for file in placed.values()
     ):
         raise WeightsError(f"{index}: no 'weight_map' from tensors to files of this folder: fetch it again")
-    missing = sorted(file for file in set(placed.values()) if not (folder / file).is_file())
+    there = {file.name for file in folder.iterdir() if file.is_file()}
+    missing = sorted(set(placed.values()) - there)
     if missing:
         raise WeightsError(f"{folder / missing[0]}: missing, with {len(missing) - 1} other shards: fetch the rest")
     shards = {file: read_safetensors(folder / file) for file in sorted(set(placed.values()))}
+    kept: dict[Path, dict[str, Tensor]] = {folder / file: {} for file in shards}
     for name, file in placed.items():
         if name not in shards[file]:
             raise WeightsError(f"{folder / file}: no tensor {name!r}, which the index places there: fetch it again")
-    return {name: shards[file][name] for name, file in placed.items()}
+        kept[folder / file][name] = shards[file][name]
+    return kept
 
 
-def _views(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters, by Mistral's names, that one stored tensor holds.
 
     Mixtral's experts are apart in `block_sparse_moe`, or together in `mlp.experts`: [experts, 2 F, D] with the gate
@@ -183,7 +204,12 @@ def _views(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield f"{found[1]}.feed_forward.{found[2]}", tensor
     elif (found := _IN_LAYER.fullmatch(name)) and found[2] in _LAYER:
         yield f"{found[1]}.{_LAYER[found[2]]}.weight", tensor
-    elif (found := _ALL_EXPERTS.fullmatch(name)) and tensor.ndim == 3:
+    elif (
+        (found := _ALL_EXPERTS.fullmatch(name))
+        and tensor.ndim == 3
+        and config.moe
+        and len(tensor) == config.moe.num_experts
+    ):
         for number, expert in enumerate(tensor):
             place = f"{found[1]}.feed_forward.experts.{number}"
             if found[2] == "down_proj":

@@ -22,7 +22,7 @@ from torch import Tensor
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, packed_shape, quantize
-from cierzo.weights.load import check_shapes, is_matrix, model_shapes
+from cierzo.weights.load import check_counts, check_shapes, checked_finite, is_matrix, model_shapes
 from cierzo.weights.source import WeightSource, make_config, one_line, open_source, read_safetensors
 
 FILE = "packed.safetensors"
@@ -47,6 +47,9 @@ class PackedFolder:
         self.config = _config(file, metadata)
         self._tensors = read_safetensors(file, floats=False)
         self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
+
+    def file(self, name: str) -> Path:
+        return self.path / FILE
 
     def tensor(self, name: str) -> Tensor:
         stored = self._tensors[name]
@@ -135,6 +138,7 @@ def quantize_model(
     source = open_source(model)
     if source.quantized:
         raise WeightsError(f"{model}: its weights are in few bits already: run it as it is, or start from the original")
+    check_counts(source)
     shapes = model_shapes(source.config)
     check_shapes(source, shapes)
     try:
@@ -166,11 +170,7 @@ def _write(
     done, total = 0, source.config.n_params
     # Packed ones first: their lengths are multiples of 64 bytes, so each begins at one.
     for name in [*matrices, *(name for name in shapes if name not in formats)]:
-        tensor = source.tensor(name)
-        if not tensor.isfinite().all():
-            raise WeightsError(
-                f"{source.path}: tensor {name!r} holds numbers that are not finite: fetch the model again"
-            )
+        tensor = checked_finite(source, name)
         stored = _quantized(source, name, tensor, formats[name]).data if name in formats else tensor.float()
         file.write(stored.contiguous().view(-1).view(torch.uint8).numpy().data)
         done += tensor.numel()

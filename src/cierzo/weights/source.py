@@ -1,6 +1,9 @@
 """One interface over the formats that weights come in, and how a format is recognised."""
 
 import json
+import re
+import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
@@ -14,6 +17,15 @@ from cierzo.model import ConfigError, ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedMatrix, quantize
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+LARGEST, LONGEST, DEEPEST = 2**20, 2**24, 2**12
+"""The widest dimension or largest vocabulary, the longest text, and the most layers or experts that a file may declare:
+far beyond every model, and small enough that no product of them overflows."""
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
 
 
 class WeightSource(Protocol):
@@ -47,13 +59,20 @@ class WeightSource(Protocol):
         """One matrix in few bits: in its own grid where that is one of the formats, else rounded to 8 bits."""
         ...
 
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """One tensor: mapped memory when nothing had to be converted. Raises KeyError for a name not in `shapes`."""
         ...
 
 
 class MappedTensors:
-    """A `WeightSource` of mapped tensors; `convert` makes what is stored into what the model computes with."""
+    """A `WeightSource` of mapped tensors out of `files`.
+
+    `convert` makes what is stored into what the model computes with.
+    """
 
     quantized = False
 
@@ -62,6 +81,7 @@ class MappedTensors:
         path: Path,
         config: ModelConfig,
         tensors: dict[str, Tensor],
+        files: Mapping[str, Path],
         convert: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor,
     ) -> None:
         if config.tied_embeddings and "output.weight" in tensors:
@@ -71,6 +91,7 @@ class MappedTensors:
                     f"{path}: embeddings are declared tied, but 'output.weight' differs: declare them untied"
                 )
         self.path, self.config, self._tensors, self._convert = path, config, tensors, convert
+        self.file = files.__getitem__
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtype = common_dtype(tensor.dtype for tensor in tensors.values() if tensor.ndim > 1)
 
@@ -124,26 +145,58 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
+    """The object in a JSON file; a key that is there twice, NaN, Infinity and halves of characters are refused."""
     try:
-        values = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        values = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number)
+        if _SURROGATE.search(data):
+            json.dumps(values, ensure_ascii=False).encode()  # raises a ValueError when one is without the other
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: not JSON ({error}): fetch it again") from error
+    except RecursionError:
+        raise WeightsError(f"{path}: JSON nested too deeply: fetch it again") from None
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: holds a {type(values).__name__} where an object was expected")
     return values
 
 
-def whole(path: Path, values: Mapping[str, Any], key: str) -> int:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {shown(twice)} is there twice")
+    return values
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def whole(path: Path, values: Mapping[str, Any], key: str, *, most: int = LARGEST) -> int:
     """The positive whole number that a configuration must give for `key`."""
     if values.get(key) is None:
         raise WeightsError(f"{path}: no {key!r}: the model's shape is not complete without it")
     value = values[key]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise WeightsError(f"{path}: {key!r} must be a whole number of at least 1, not {value!r}")
+        raise WeightsError(f"{path}: {key!r} must be a whole number of at least 1, not {shown(value)}")
+    if value > most:
+        raise WeightsError(f"{path}: {key!r} is {shown(value)}, and no model has more than {most}: fetch it again")
     return value
+
+
+def flag(path: Path, values: Mapping[str, Any], key: str) -> bool:
+    """The setting `key`, which is off when it is null or not there."""
+    value = values.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise WeightsError(f"{path}: {key!r} must be true or false, not {shown(value)}")
+    return bool(value)
+
+
+def shown(value: Any) -> str:
+    """What a file says, short enough for a message."""
+    return _short.repr(value)
 
 
 def make_config(path: Path, *, experts: tuple[int, int] | None, **values: Any) -> ModelConfig:
@@ -155,7 +208,10 @@ def make_config(path: Path, *, experts: tuple[int, int] | None, **values: Any) -
 
 
 def read_safetensors(path: Path, *, floats: bool = True) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, as views of the mapped file; with `floats`, other types are refused."""
+    """Every tensor of a safetensors file, as views of the mapped file; with `floats`, other types are refused.
+
+    (The library checks offsets and lengths.)
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -164,17 +220,20 @@ def read_safetensors(path: Path, *, floats: bool = True) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({one_line(error)}): fetch it again") from error
     if floats:
-        check_floats(path, tensors)
+        check_tensors(path, tensors)
     return tensors
 
 
-def check_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensors of a type that is read, none of them empty: no loop over a dimension goes beyond what the file holds."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
             raise WeightsError(
                 f"{path}: tensor {name!r} is {dtype_name(tensor.dtype)}: only float32, float16 and bfloat16 are read; "
                 "take the checkpoint that is not quantised, or a GGUF file"
             )
+        if not tensor.numel():
+            raise WeightsError(f"{path}: tensor {name!r} is {list(tensor.shape)}, which is empty: fetch it again")
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
