@@ -43,7 +43,7 @@ inline void norm(const float* x, const float* weight, float eps, size_t n, float
     }
     const F32x16 by = broadcast(1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps));
     for (size_t i = 0; i < n; i += 16)
-        store_some(out + i, mul(mul(load_some(x + i, n - i), by), load_some(weight + i, n - i)), n - i);
+        store_some(out + i, mul(mul(load_some(x + i, n - i), load_some(weight + i, n - i)), by), n - i);
 }
 
 inline void quantize(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums) {
