@@ -1,4 +1,4 @@
-"""A pytest plugin (`-p support.sanitized`): the native module that CIERZO_NATIVE names, in place of the installed one."""
+"""A pytest plugin (`-p support.sanitized`): the native module that CIERZO_NATIVE names, not the installed one."""
 
 import importlib.util
 import os
