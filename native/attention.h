@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "kernels.h"
@@ -111,12 +112,13 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
             for (int v = 0; v < 4; ++v) store(p + 16 * v, exponential(add(s[v], broadcast(-peak))));
             for (int j = 0; j < low; ++j) p[j] = 0;
             for (int j = high; j < kKeyTile; ++j) p[j] = 0;
-            const float keep = peaks[i] == peak ? 1.0f : std::exp(peaks[i] - peak);
-            totals[i] = totals[i] * keep + sum(add(add(load(p), load(p + 16)), add(load(p + 32), load(p + 48))));
+            float keep[16];  // the C library's exp may differ between machines
+            store(keep, exponential(broadcast(peaks[i] == peak ? 0.0f : peaks[i] - peak)));
+            totals[i] = totals[i] * keep[0] + sum(add(add(load(p), load(p + 16)), add(load(p + 32), load(p + 48))));
             peaks[i] = peak;
             size_t c = 0;
-            for (; c + 64 <= width; c += 64) mix<4>(p, vt + c, width, low, high, keep, o + i * width + c);
-            for (; c < width; c += 16) mix<1>(p, vt + c, width, low, high, keep, o + i * width + c);
+            for (; c + 64 <= width; c += 64) mix<4>(p, vt + c, width, low, high, keep[0], o + i * width + c);
+            for (; c < width; c += 16) mix<1>(p, vt + c, width, low, high, keep[0], o + i * width + c);
         }
     }
     for (size_t i = 0; i < queries; ++i) {

@@ -1,10 +1,11 @@
-// What Python calls. Tensors come as addresses, which cost a tenth of a microsecond; `cierzo.ops.native` has checked
-// their shapes, types and layout against the matrices and tables, whose own numbers are checked here.
+// What Python calls. Tensors come as addresses, which cost a tenth of a microsecond; `cierzo.ops.native` checks their
+// shapes, types and layout. What matrices, tables and layers say of themselves is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <new>
 #include <stdexcept>
 
 #include "fused.h"
@@ -82,7 +83,7 @@ NB_MODULE(_native, m) {
     m.def("isa", [] { return std::string(cierzo::kernels().name); });
     m.def("use", &cierzo::use, "name"_a);
     m.def("set_threads", &cierzo::Pool::set_threads, "n"_a);
-    m.def("threads", [] { return cierzo::Pool::get().size(); });
+    m.def("threads", [] { return cierzo::Pool::get()->size(); });
 
     nb::class_<Matrix>(m, "Matrix")
         .def(nb::init<uintptr_t, size_t, int, size_t, size_t>(), "data"_a, "bytes"_a, "format"_a, "outputs"_a, "inputs"_a)

@@ -36,6 +36,10 @@ constexpr size_t tile_bytes(Format format) {
     return format == Format::q4 ? Q4::tile_bytes : format == Format::q4m ? Q4M::tile_bytes : Q8::tile_bytes;
 }
 
+constexpr size_t tile_header(Format format) {
+    return format == Format::q4 ? Q4::header : format == Format::q4m ? Q4M::header : Q8::header;
+}
+
 // Rows of activations as the kernels take them: int8 with one float scale a group of 32, and each group's integer sum.
 struct Activations {
     const int8_t* values;   // [rows][inputs]

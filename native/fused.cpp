@@ -1,10 +1,14 @@
 #include "fused.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 #include "isa.h"
 #include "spread.h"
@@ -15,16 +19,21 @@ namespace {
 
 constexpr size_t kRowBlock = 64;  // rows that a panel is multiplied with while its results stay in the first cache
 
-// Memory that operations of one process reuse; `lock` is held for the length of an operation.
+// Memory that operations of one process reuse: `lock` is held for the length of an operation, `layers_lock` for that of
+// `run_layers`.
 struct Workspace {
-    std::mutex lock;
-    std::vector<float> normed, scales, projected;
+    std::mutex lock, layers_lock;
+    std::vector<float> normed, scales, projected, layers;
     std::vector<int8_t> values;
     std::vector<int32_t> sums;
 };
 
+Workspace* shared = new Workspace;  // never destroyed: threads may outlive main
+
 Workspace& workspace() {
-    static Workspace* shared = new Workspace;  // never destroyed: threads may outlive main
+    // Whoever held a lock when the process forked is not in the child, which starts with a workspace of its own.
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { shared = new Workspace; });
+    (void)registered;
     return *shared;
 }
 
@@ -35,7 +44,7 @@ T* room(std::vector<T>& buffer, size_t n) {
 }
 
 // Rows of x, normed where norm is given, as int8.
-Activations activations(Pool& pool, Workspace& w, const float* x, size_t n_rows, size_t inputs, const float* norm,
+Activations activations(Workspace& w, const float* x, size_t n_rows, size_t inputs, const float* norm,
                         float eps) {
     const Kernels& kernel = kernels();
     const size_t padded = padded_to(inputs, kTile), groups = padded / kGroup;
@@ -51,10 +60,7 @@ Activations activations(Pool& pool, Workspace& w, const float* x, size_t n_rows,
         }
         kernel.quantize(from, inputs, padded, values + row * padded, scales + row * groups, sums + row * groups);
     };
-    if (n_rows == 1)
-        one_row(0);  // waking the others would take longer
-    else
-        spread(pool, n_rows, one_row);
+    spread(n_rows, one_row);
     return {values, scales, sums, padded, groups};
 }
 
@@ -106,6 +112,11 @@ Tables::Tables(int64_t block, int64_t n, std::vector<int64_t> rows, std::vector<
         throw std::invalid_argument("block tables: three numbers, a first block and an end for every sequence");
     if (std::any_of(blocks_.begin(), blocks_.end(), [&](int32_t b) { return b < 0 || b >= n_blocks; }))
         throw std::invalid_argument("block tables: a block outside the cache of " + std::to_string(n_blocks));
+    constexpr int64_t limit = int64_t(1) << 31;  // of blocks and positions, so that products stay far from overflow
+    const auto absurd = [&](int64_t x) { return x < 0 || x > limit; };
+    if (block_size > limit || std::any_of(rows.begin(), rows.end(), absurd) ||
+        std::any_of(firsts.begin(), firsts.end(), absurd))
+        throw std::invalid_argument("block tables: positions and blocks must be between 0 and 2^31");
     int64_t begin = 0;
     for (size_t s = 0; s < firsts.size(); ++s) {
         const int64_t start = rows[3 * s], stop = rows[3 * s + 1], position = rows[3 * s + 2], end = ends[s];
@@ -124,7 +135,7 @@ Tables::Tables(int64_t block, int64_t n, std::vector<int64_t> rows, std::vector<
 }
 
 void rotation(const int64_t* positions, size_t n, const float* frequencies, size_t half, float* cos, float* sin) {
-    spread(Pool::get(), n, [&](size_t row) {
+    spread(n, [&](size_t row) {
         for (size_t i = 0; i < half; ++i) {
             const float angle = static_cast<float>(positions[row]) * frequencies[i];
             cos[row * half + i] = std::cos(angle);
@@ -138,12 +149,11 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
                  float* q) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    Pool& pool = Pool::get();
-    const Activations a = activations(pool, w, x, n_rows, wq.inputs, norm, eps);
+    const Activations a = activations(w, x, n_rows, wq.inputs, norm, eps);
     const size_t width = wk.outputs;
     float* k = room(w.projected, 2 * n_rows * width);
     float* v = k + n_rows * width;
-    spread(pool, wq.panels + wk.panels + wv.panels, [&](size_t item) {
+    spread(wq.panels + wk.panels + wv.panels, [&](size_t item) {
         const bool is_q = item < wq.panels, is_k = !is_q && item < wq.panels + wk.panels;
         const Matrix& m = is_q ? wq : is_k ? wk : wv;
         float* out = is_q ? q : is_k ? k : v;
@@ -161,10 +171,7 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
         put_cached(k + row * width, cache.k, cache.type, tables.slots[row], width);
         put_cached(v + row * width, cache.v, cache.type, tables.slots[row], width);
     };
-    if (n_rows == 1)
-        finish(0);
-    else
-        spread(pool, n_rows, finish);
+    spread(n_rows, finish);
 }
 
 void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_dim, int64_t window, const Tables& tables,
@@ -180,7 +187,7 @@ void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_di
             for (int head = 0; head < n_kv_heads; ++head)
                 items.push_back({s, row, std::min<int64_t>(row + kQueryBlock, tables.sequences[s].stop), head});
     const size_t floats = attention_scratch(n_heads, n_kv_heads, head_dim);
-    spread(Pool::get(), items.size(), [&](size_t i) {
+    spread(items.size(), [&](size_t i) {
         static thread_local std::vector<float> scratch;
         const Item& item = items[i];
         const Tables::Sequence& s = tables.sequences[item.sequence];
@@ -194,9 +201,8 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
             float* out) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    Pool& pool = Pool::get();
-    const Activations a = activations(pool, w, x, n_rows, m.inputs, norm, eps);
-    spread(pool, m.panels, [&](size_t panel) {
+    const Activations a = activations(w, x, n_rows, m.inputs, norm, eps);
+    spread(m.panels, [&](size_t panel) {
         each_row_block(n_rows, [&](size_t row, size_t n) {
             float scratch[kRowBlock * kPanel];
             multiply(m, panel, a, row, n, scratch);
@@ -208,9 +214,8 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
 void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    Pool& pool = Pool::get();
-    const Activations a = activations(pool, w, x, n_rows, w1.inputs, norm, eps);
-    spread(pool, w1.panels, [&](size_t panel) {
+    const Activations a = activations(w, x, n_rows, w1.inputs, norm, eps);
+    spread(w1.panels, [&](size_t panel) {
         each_row_block(n_rows, [&](size_t row, size_t n) {
             float gate[kRowBlock * kPanel], up[kRowBlock * kPanel];
             multiply(w1, panel, a, row, n, gate);
@@ -223,12 +228,11 @@ void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const 
 
 void run_layers(float* x, size_t n_rows, const std::vector<Layer>& layers, const Shape& shape,
                 const std::vector<const Tables*>& groups, const float* cos, const float* sin) {
-    static std::mutex lock;
-    static std::vector<float>& buffer = *new std::vector<float>;
-    std::lock_guard<std::mutex> guard(lock);
+    Workspace& w = workspace();
+    std::lock_guard<std::mutex> guard(w.layers_lock);
     for (const Layer& l : layers) {
         const size_t heads = n_rows * l.wq->outputs, hidden = n_rows * l.w1->outputs;
-        float* q = room(buffer, 2 * heads + hidden);
+        float* q = room(w.layers, 2 * heads + hidden);
         float *mixed = q + heads, *gated = mixed + heads;
         const Tables& tables = *groups[l.group];
         project_qkv(x, n_rows, l.attention_norm, shape.eps, *l.wq, *l.wk, *l.wv, cos, sin, shape.head_dim, tables,
@@ -244,7 +248,7 @@ void unpack(const Matrix& w, const int64_t* rows, size_t n, float* out) {
     for (size_t i = 0; i < n; ++i)
         if (rows[i] < 0 || rows[i] >= int64_t(w.outputs))
             throw std::invalid_argument("row " + std::to_string(rows[i]) + " of a matrix of " + std::to_string(w.outputs));
-    spread(Pool::get(), n, [&](size_t i) {
+    spread(n, [&](size_t i) {
         static thread_local std::vector<float> row;
         float* whole = room(row, w.tiles * kTile);
         kernels().unpack[int(w.format)](w.panel(rows[i] / kPanel), int(rows[i] % kPanel), w.tiles, whole);

@@ -4,13 +4,14 @@
 // with one rounding each, f = fma(float(sum) x activation scale, weight scale, f); so a row's result is the same bits
 // alone, among many, and on every instruction set.
 #pragma once
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace cierzo::CIERZO_TARGET {
 
 constexpr size_t kPrefetch = 4608;  // bytes ahead; exactly 4096 would meet in the same cache sets
 
-template <class F>
 inline const uint16_t* scales_of(const uint8_t* tile, int group) {
     return reinterpret_cast<const uint16_t*>(tile) + group * kPanel;
 }
@@ -53,8 +54,8 @@ inline void panel_rows(const uint8_t* tile, const Activations& a, size_t row, fl
 #pragma GCC unroll 4
                 for (int r = 0; r < R; ++r) acc[r].add(w, x[r] + group * kGroup + 4 * l);
             }
-            const F32x16 scale = load_f16(scales_of<F>(tile, half));
-            const F32x16 minimum = F::has_minimum ? load_f16(scales_of<F>(tile, 2 + half)) : broadcast(0);
+            const F32x16 scale = load_f16(scales_of(tile, half));
+            const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile, 2 + half)) : broadcast(0);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r)
                 y[r] = accumulate<F>(y[r], acc[r].total(), scale, minimum, scales[r][group], sums[r][group]);
@@ -76,15 +77,15 @@ void unpack(const uint8_t* tile, int output, size_t tiles, float* out) {
     for (size_t t = 0; t < tiles; ++t, tile += F::tile_bytes)
         for (int half = 0; half < 2; ++half) {
             float scales[16], minima[16] = {};
-            store(scales, load_f16(scales_of<F>(tile, half)));
-            if (F::has_minimum) store(minima, load_f16(scales_of<F>(tile, 2 + half)));
+            store(scales, load_f16(scales_of(tile, half)));
+            if (F::has_minimum) store(minima, load_f16(scales_of(tile, 2 + half)));
             for (int i = 0; i < kGroup; ++i) {
                 const int line = F::nibbles ? i / 4 : 8 * half + i / 4;
                 const uint8_t byte = tile[F::header + line * 64 + 4 * output + i % 4];
                 const int value = !F::nibbles ? static_cast<int8_t>(byte)
                                               : (half ? byte >> 4 : byte & 15) - (F::has_minimum ? 0 : 8);
-                // Not fused, so that PyTorch can say the same.
-                out[t * kTile + half * kGroup + i] = static_cast<float>(value) * scales[output] + minima[output];
+                const float product = static_cast<float>(value) * scales[output];
+                out[t * kTile + half * kGroup + i] = F::has_minimum ? product + minima[output] : product;
             }
         }
 }

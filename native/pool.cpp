@@ -5,6 +5,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 namespace cierzo {
 
@@ -13,12 +17,12 @@ namespace {
 constexpr auto kSpin = std::chrono::microseconds(200);  // longer than what stands between two calls of one step
 
 std::mutex pool_lock;
-Pool* current = nullptr;
+std::shared_ptr<Pool> current;
 int wanted = 1;
 
 void forget_in_child() {
-    // The parent's threads do not exist here and its locks may be held for ever: leave all of it behind.
-    current = nullptr;
+    // The parent's threads do not exist here and its locks may be held for ever: leave all of it behind, undestroyed.
+    new (&current) std::shared_ptr<Pool>;
     new (&pool_lock) std::mutex;
 }
 
@@ -30,16 +34,12 @@ inline void pause() {
 
 }  // namespace
 
-Pool& Pool::get() {
+std::shared_ptr<Pool> Pool::get() {
     static const int registered = pthread_atfork(nullptr, nullptr, forget_in_child);
     (void)registered;
     std::lock_guard<std::mutex> guard(pool_lock);
-    if (current && current->size() != wanted) {
-        delete current;
-        current = nullptr;
-    }
-    if (!current) current = new Pool(wanted);
-    return *current;
+    if (!current || current->size() != wanted) current = std::make_shared<Pool>(wanted);
+    return current;
 }
 
 void Pool::set_threads(int n) {
@@ -48,10 +48,18 @@ void Pool::set_threads(int n) {
 }
 
 Pool::Pool(int n) : n_(n) {
-    for (int thread = 1; thread < n; ++thread) threads_.emplace_back([this, thread] { work(thread); });
+    try {
+        for (int thread = 1; thread < n; ++thread) threads_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+        const std::string started = std::to_string(threads_.size() + 1);
+        stop();
+        throw std::runtime_error("only " + started + " of " + std::to_string(n) + " threads can be started");
+    }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     {
         std::lock_guard<std::mutex> guard(sleep_);
         stop_ = true;
@@ -70,7 +78,7 @@ void Pool::run_erased(Job job, void* argument) {
         std::lock_guard<std::mutex> guard(sleep_);
         wake_.notify_all();
     }
-    job(argument, 0);
+    job(argument);
     // Where another process has a worker's core, spinning would only keep the worker from it.
     for (int tries = 0; done_.load(std::memory_order_acquire) != n_ - 1; ++tries)
         if (tries < 10'000)
@@ -79,7 +87,7 @@ void Pool::run_erased(Job job, void* argument) {
             sched_yield();
 }
 
-void Pool::work(int thread) {
+void Pool::work() {
     uint32_t seen = 0;
     for (;;) {
         const auto until = std::chrono::steady_clock::now() + kSpin;
@@ -94,7 +102,7 @@ void Pool::work(int thread) {
         }
         if (stop_) return;
         ++seen;
-        job_(argument_, thread);
+        job_(argument_);
         done_.fetch_add(1, std::memory_order_release);
     }
 }

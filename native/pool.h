@@ -3,9 +3,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace cierzo {
@@ -13,25 +14,26 @@ namespace cierzo {
 class Pool {
 public:
     // The process's pool; a forked child gets one of its own, as its parent's threads are not there.
-    static Pool& get();
-    static void set_threads(int n);  // takes effect at the next `get`, which must not run a job
+    static std::shared_ptr<Pool> get();
+    static void set_threads(int n);  // for jobs from now on; one that runs keeps the threads that it has
 
     explicit Pool(int n);
     ~Pool();
     int size() const { return n_; }
 
-    // Calls job(thread) on every thread, the caller's being 0; returns when all are done. One job at a time: a second
-    // caller waits.
+    // Calls job() on every thread, the caller's among them; returns when all are done. One job at a time: a second caller
+    // waits. A job must not throw.
     template <class F>
     void run(F&& job) {
         std::lock_guard<std::mutex> one(busy_);
-        run_erased([](void* f, int thread) { (*static_cast<std::remove_reference_t<F>*>(f))(thread); }, &job);
+        run_erased([](void* f) noexcept { (*static_cast<std::remove_reference_t<F>*>(f))(); }, &job);
     }
 
 private:
-    using Job = void (*)(void*, int);
+    using Job = void (*)(void*) noexcept;
     void run_erased(Job job, void* argument);
-    void work(int thread);
+    void work();
+    void stop();
 
     const int n_;
     std::vector<std::thread> threads_;

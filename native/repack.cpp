@@ -63,8 +63,6 @@ void read_group(Blocks kind, const uint8_t* row, size_t number, Group& group) {
     }
 }
 
-}  // namespace
-
 Format format_of(int blocks) {
     switch (static_cast<Blocks>(blocks)) {
         case Blocks::q4_0: return Format::q4;
@@ -75,6 +73,8 @@ Format format_of(int blocks) {
     throw std::invalid_argument("blocks of type " + std::to_string(blocks) + " are no packed format's grid");
 }
 
+}  // namespace
+
 bool repack(int blocks, const uint8_t* raw, size_t bytes, const Matrix& shape, uint8_t* out) {
     const Format format = format_of(blocks);
     const Blocks kind = static_cast<Blocks>(blocks);
@@ -83,9 +83,9 @@ bool repack(int blocks, const uint8_t* raw, size_t bytes, const Matrix& shape, u
         throw std::invalid_argument("blocks of type " + std::to_string(blocks) + " do not fit the matrix");
     const size_t groups = shape.inputs / kGroup, width = tile_bytes(format);
     const bool wide = format == Format::q8;
-    const size_t header = format == Format::q4m ? Q4M::header : Q4::header;
+    const size_t header = tile_header(format);
     std::atomic<bool> all_finite{true};
-    spread(Pool::get(), shape.panels, [&](size_t panel) {
+    spread(shape.panels, [&](size_t panel) {
         uint8_t* tile = out + panel * shape.tiles * width;
         std::memset(tile, 0, shape.tiles * width);
         for (size_t t = 0; t < shape.tiles; ++t, tile += width)

@@ -11,11 +11,8 @@ namespace cierzo {
 // product of two numbers, are rounded to float16.
 enum class Blocks : int { q4_0 = 2, q4_1 = 3, q8_0 = 8, q4_k = 12 };
 
-// The format that holds such blocks. Throws std::invalid_argument for another type.
-Format format_of(int blocks);
-
-// Rows of blocks, [outputs, bytes], as they lie in a file, into `out`, the memory of a matrix like `shape`. Returns false when a scale or minimum is not finite in float16. Throws std::invalid_argument when the
-// bytes do not fit.
+// Rows of blocks, [outputs, bytes], as they lie in a file, into `out`, the memory of a matrix like `shape`. Returns false
+// when a scale or minimum is not finite in float16. Throws std::invalid_argument when the bytes do not fit.
 bool repack(int blocks, const uint8_t* raw, size_t bytes, const Matrix& shape, uint8_t* out);
 
 }  // namespace cierzo

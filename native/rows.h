@@ -1,6 +1,7 @@
 // Work on single rows: norm, activations to int8, SwiGLU, conversions.
 #pragma once
 #include <cmath>
+#include <limits>
 
 #include "kernels.h"
 
@@ -21,9 +22,9 @@ inline void store_some(float* p, F32x16 x, size_t n) {
     for (size_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// e^x to about 2 units in the last place (Cephes' expf); x below -87 gives about 1e-38.
+// e^x to about 2 units in the last place (Cephes' expf); x below -87 gives about 1e-38, NaN stays NaN.
 inline F32x16 exponential(F32x16 x) {
-    x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
+    x = max(broadcast(-87.0f), min(broadcast(88.0f), x));
     const I32x16 n = round_to_int(mul(x, broadcast(1.44269504088896341f)));
     const F32x16 whole = to_float(n);
     F32x16 r = fma(whole, broadcast(-0.693359375f), x);
@@ -46,15 +47,21 @@ inline void norm(const float* x, const float* weight, float eps, size_t n, float
         store_some(out + i, mul(mul(load_some(x + i, n - i), load_some(weight + i, n - i)), by), n - i);
 }
 
+constexpr float kSmallest = 1e-30f;  // below, a group is 0: 127 / peak would not be finite
+
+// A group with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
 inline void quantize(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums) {
     for (size_t g = 0; g * kGroup < padded; ++g) {
         const size_t at = g * kGroup, left = at < n ? n - at : 0;
         const F32x16 a = load_some(x + at, left), b = load_some(x + at + 16, left > 16 ? left - 16 : 0);
-        const float peak = largest(max(absolute(a), absolute(b)));
+        const F32x16 minus = broadcast(-1.0f);  // x - x is 0, but NaN where x is not finite
+        const bool finite = sum(add(fma(a, minus, a), fma(b, minus, b))) == 0;
+        const float largest_value = largest(max(absolute(a), absolute(b)));
+        const float peak = finite && largest_value > kSmallest ? largest_value : 0;
         const F32x16 inverse = broadcast(peak > 0 ? 127.0f / peak : 0);
-        store_int8(values + at, round_to_int(mul(a, inverse)));
-        store_int8(values + at + 16, round_to_int(mul(b, inverse)));
-        scales[g] = peak / 127.0f;
+        store_int8(values + at, round_to_int(mul(finite ? a : minus, inverse)));
+        store_int8(values + at + 16, round_to_int(mul(finite ? b : minus, inverse)));
+        scales[g] = finite ? peak / 127.0f : std::numeric_limits<float>::quiet_NaN();
         int32_t total = 0;
         for (size_t i = 0; i < kGroup; ++i) total += values[at + i];
         sums[g] = total;

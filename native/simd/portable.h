@@ -57,7 +57,10 @@ inline F32x16 absolute(F32x16 a) {
 
 inline I32x16 round_to_int(F32x16 a) {
     I32x16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = static_cast<int32_t>(std::nearbyintf(a.lane[i]));
+    for (int i = 0; i < 16; ++i) {
+        const float x = std::nearbyintf(a.lane[i]);
+        out.lane[i] = x >= -0x1p31f && x < 0x1p31f ? static_cast<int32_t>(x) : INT32_MIN;  // as the hardware does
+    }
     return out;
 }
 inline F32x16 to_float(I32x16 a) {

@@ -31,7 +31,8 @@ from safetensors.torch import save_file
 from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
 from cierzo.tokens import decode, load_tokenizer
-from cierzo.weights import load_model
+from cierzo.weights import load_model, quantize_model
+from cierzo.weights.packed import FILE as PACKED
 from fuzz.mutate import Mutator, in_archive, in_bytes, in_json, in_safetensors
 from support.checkpoints import huggingface_weights, random_weights, write_consolidated, write_gguf
 
@@ -78,6 +79,18 @@ def encode(folder: Path) -> None:
 
 def load_gguf(folder: Path) -> None:
     load_model(folder / "model.gguf")
+
+
+def load_packed_gguf(folder: Path) -> None:
+    load_model(folder / "model.gguf", packed=True)
+
+
+def load_packed(folder: Path) -> None:
+    load_model(folder / "packed", packed=True)
+
+
+def packed_folder(folder: Path) -> None:
+    quantize_model(write_consolidated(folder / "original", SMALL, random_weights(SMALL)), folder / "packed")
 
 
 def huggingface_folder(folder: Path) -> None:
@@ -187,6 +200,13 @@ READERS = {
     ),
     "gguf": Reader(small_gguf(gguf.GGMLQuantizationType.F16), {"model.gguf": in_bytes}, load_gguf),
     "gguf quantised": Reader(small_gguf(gguf.GGMLQuantizationType.Q8_0), {"model.gguf": in_bytes}, load_gguf),
+    "gguf kept in 4 bits": Reader(
+        small_gguf(gguf.GGMLQuantizationType.Q4_1), {"model.gguf": in_bytes}, load_packed_gguf
+    ),
+    "gguf rounded to 8 bits": Reader(
+        small_gguf(gguf.GGMLQuantizationType.Q5_0), {"model.gguf": in_bytes}, load_packed_gguf
+    ),
+    "packed": Reader(packed_folder, {f"packed/{PACKED}": in_safetensors}, load_packed),
     "gguf llama vocabulary": Reader(lambda f: gguf_vocabulary(f, "llama"), {"model.gguf": in_bytes}, encode),
     "gguf gpt2 vocabulary": Reader(lambda f: gguf_vocabulary(f, "gpt2"), {"model.gguf": in_bytes}, encode),
     "tokenizer.json": Reader(

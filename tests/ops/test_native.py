@@ -1,6 +1,8 @@
 """The native kernels: right against plain code, and the same bits whatever a row is computed with."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cierzo.model import ModelConfig, MoeConfig, Transformer
-from cierzo.ops import Format, PackedContext, PackedMatrix, Window, machine, native, pack, quantize, reference
+from cierzo.ops import Format, PackedContext, PackedMatrix, Window, attend, machine, native, pack, quantize, reference
 from cierzo.ops.context import BlockTable, KeyValues, PagedCache, PagedContext
 from cierzo.weights.load import is_matrix
 from support.logits import paged_logits
@@ -253,11 +255,71 @@ def test_wrong_lengths_and_tables_are_refused() -> None:
     context = paged([Window(4)], [1], [30], 2, 8, 4, torch.float32)
     with pytest.raises(ValueError, match="begin after the oldest visible key"):
         native.attend(torch.zeros(1, 4, 8), context.cache.layers[0], window=None, context=context, layer=0)
-    with pytest.raises(ValueError, match="does not hold keys"):
+    with pytest.raises(ValueError, match="is not 32 slots of 1 heads of 8 numbers"):
         native.project_qkv(
             torch.zeros(1, 64), torch.ones(64), w, random_matrix(Format.Q4, 8, 64), random_matrix(Format.Q4, 8, 64),
             eps=1e-5, rotation=native.rotation(torch.tensor([30]), 8, 1e4), context=context, layer=0,
         )  # fmt: skip
+
+
+def test_a_cache_runs_the_layers_of_whoever_calls() -> None:
+    """Also when another model has used it before; one that does not fit is refused, not overrun."""
+    first, second = (packed_model(tiny_config(rope_theta=theta), Format.Q8) for theta in (1e4, 50.0))
+    for name, parameter in second.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.5
+    tokens = torch.tensor([1, 2, 3])
+    expected = paged_logits(second, tokens, [3])
+    context = paged([None], [3], [0], 2, 8, 4, torch.float32)
+    shared = PagedCache([[0, 1]], [1], block_size=4, n_kv_heads=2, head_dim=8, dtype=torch.float32)
+    step = [BlockTable(0, (0,))]
+    with torch.inference_mode():
+        first(tokens, PagedContext(shared, [3], [0], [step]))
+        assert torch.equal(second(tokens.int(), PagedContext(shared, [3], [0], [step])), expected)
+    narrow = PagedCache([[0, 1]], [1], block_size=4, n_kv_heads=2, head_dim=4, dtype=torch.float32)
+    with torch.inference_mode(), pytest.raises(ValueError, match="is not 4 slots of 2 heads of 8 numbers"):
+        first(tokens, PagedContext(narrow, [3], [0], [step]))
+    with pytest.raises(ValueError, match="those that the context keeps"):
+        native.attend(torch.zeros(3, 4, 8), shared.layers[0], window=None, context=context, layer=0)
+
+
+def test_numbers_that_are_none_stay_visible(isa: str) -> None:
+    """NaN and infinities in a row's group reach every output of that row, and of no other."""
+    w = random_matrix(Format.Q4, 32, 128)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for column in (0, 17, 40, 127):
+            x = torch.randn(5, 128)
+            good = native.project_out(x, w, torch.zeros(5, 32))
+            x[2, column] = bad
+            got = native.project_out(x, w, torch.zeros(5, 32))
+            assert got[2].isnan().all()
+            assert torch.equal(got[[0, 1, 3, 4]], good[[0, 1, 3, 4]])
+    context = paged([None], [2], [70], 2, 8, 4, torch.float32)
+    q = torch.randn(2, 4, 8)
+    q[1, 3, 5] = torch.nan
+    mixed = native.attend(q, context.cache.layers[0], window=None, context=context, layer=0).view(2, 4, 8)
+    assert mixed[1, 3].isnan().all()
+    assert mixed.isnan().sum() == 8
+
+
+def test_vanishing_activations_are_zero() -> None:
+    w = random_matrix(Format.Q8, 16, 64)
+    for size in (1e-31, 1e-38, 1e-45):
+        assert not on_every_isa(lambda x=size: native.project_out(torch.full((1, 64), x), w, torch.zeros(1, 16))).any()  # type: ignore[misc]
+
+
+def test_a_packed_matrix_can_be_copied_after_use() -> None:
+    w, x = random_matrix(Format.Q4, 32, 64), torch.randn(1, 64)
+    expected = native.project_out(x, w, torch.zeros(1, 32))
+    assert torch.equal(native.project_out(x, copy.deepcopy(w), torch.zeros(1, 32)), expected)
+    assert torch.equal(native.project_out(x, pickle.loads(pickle.dumps(w)), torch.zeros(1, 32)), expected)
+
+
+def test_gradients_go_through_the_reference() -> None:
+    context = paged([None], [1], [5], 2, 8, 4, torch.float32)
+    q = torch.randn(1, 4, 8, requires_grad=True)
+    out = attend(q, context.cache.layers[0], window=None, context=context, layer=0)
+    assert out.requires_grad
 
 
 def test_a_forked_child_computes_too() -> None:

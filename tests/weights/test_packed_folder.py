@@ -1,22 +1,26 @@
 """Our own packed format: written whole or not at all, read back as it was, and not trusted."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedMatrix, quantize
 from cierzo.weights import load_model, open_source, quantize_model
 from cierzo.weights.packed import FILE
-from support.checkpoints import huggingface_model, random_weights, write_consolidated
+from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
 
 CONFIG = ModelConfig(
     dim=40, n_layers=2, head_dim=8, hidden_dim=72, n_heads=4, n_kv_heads=2, vocab_size=100, max_seq_len=128,
     sliding_window=(7, None),
 )  # fmt: skip
+
+CONFIG_TEXT = json.dumps(asdict(CONFIG))
 
 
 @pytest.fixture
@@ -106,6 +110,12 @@ def rewritten(file: Path, change: dict[str, object]) -> None:
         ({"config": "[["}, "metadata 'config' cannot be read"),
         ({"config": "[]"}, "metadata 'config' is no object"),
         ({"config": "{}"}, "of another version"),
+        ({"config": CONFIG_TEXT.replace('"n_layers": 2', '"n_layers": 1000000000000')}, "'n_layers' is 1000000000000"),
+        (
+            {"config": CONFIG_TEXT.replace('"moe": null', '"moe": {"num_experts": "4", "num_experts_per_tok": 2}')},
+            "'num_experts' must be a whole number",
+        ),
+        ({"config": CONFIG_TEXT.replace('"dim": 40', '"dim": 4611686018427387904')}, "'dim' is"),
         ({"shapes": '{"norm.weight": [0]}'}, "shape of tensor 'norm.weight'"),
         ({"shapes": '{"norm.weight": [41]}'}, r"tensor 'norm.weight' is \[40\] and declared \[41\]"),
         ({"shapes": '{"tok_embeddings.weight": [117, 40]}'}, r"'tok_embeddings.weight' is .* declared \[117, 40\]"),
@@ -119,6 +129,26 @@ def test_files_that_lie(tmp_path: Path, original: Path, change: dict[str, object
     rewritten(out / FILE, change)
     with pytest.raises(WeightsError, match=message):
         load_model(out, packed=True)
+
+
+def test_a_matrix_in_floats_is_refused(tmp_path: Path, original: Path, weights: dict[str, torch.Tensor]) -> None:
+    out = tmp_path / "out"
+    quantize_model(original, out)
+    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
+    metadata = {"cierzo": "1", "config": CONFIG_TEXT, "shapes": json.dumps(shapes)}
+    save_file(weights, out / FILE, metadata=metadata)
+    with pytest.raises(WeightsError, match=r"tensor 'tok_embeddings.weight' is \[100, 40\] and declared \[100, 40\]"):
+        load_model(out, packed=True)
+
+
+def test_a_gguf_file_and_odd_bits_are_refused(tmp_path: Path, original: Path) -> None:
+    with pytest.raises(CierzoError, match="in 4 or 8 bits, not in 3"):
+        quantize_model(original, tmp_path / "out", bits=3)
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    write_gguf(folder / "model.gguf", replace(CONFIG, sliding_window=None), random_weights(CONFIG))
+    with pytest.raises(WeightsError, match="GGUF files are run as they are"):
+        quantize_model(folder, tmp_path / "out")
 
 
 def test_a_cut_file_is_refused(tmp_path: Path, original: Path) -> None:

@@ -35,7 +35,7 @@ def quantize(
             f"{model} is no folder: give a consolidated or Hugging Face checkpoint (GGUF files run as they are)"
         )
     target = out or model.resolve().parent / f"{model.resolve().name}-{format}"
-    with progress_bar(f"packing {model.name}") as report:
+    with progress_bar(f"packing {model.resolve().name}", unit="weights") as report:
         quantize_model(model, target, bits=format.bits, progress=report)
     size = sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {size / 1e9:.2f} GB", file=sys.stderr)

@@ -90,7 +90,7 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.native_layers: Any = None  # what the native kernels made of the layers of the model that fills this cache
+        self.native_layers: Any = None  # what the native kernels made of the layers that fill this cache
         self.block_size, self.block_counts = block_size, tuple(block_counts)
         self.groups = [tuple(layers) for layers in groups]
         self.group_of_layer = {layer: g for g, layers in enumerate(self.groups) for layer in layers}

@@ -50,15 +50,19 @@ def machine() -> Machine:
         )
     _native.use(wanted or names[0])
     _native.set_threads(threads)
+    try:
+        _native.threads()
+    except RuntimeError as error:
+        raise CierzoError(f"{error}: set CIERZO_THREADS to fewer") from error
     reason = "CIERZO_ISA names it" if wanted else f"the best of {', '.join(names)} that this machine has"
     return Machine(_native, _native.isa(), threads, reason)
 
 
 def _threads() -> int:
     """Physical cores that this process may use, within its cgroup's share of time."""
-    given = os.environ.get("CIERZO_THREADS")
-    if given is not None:
-        if not given.isdecimal() or not 1 <= int(given) <= 1024:
+    given = os.environ.get("CIERZO_THREADS", "")
+    if given:
+        if not given.isdecimal() or len(given) > 4 or not 1 <= int(given) <= 1024:
             raise CierzoError(f"CIERZO_THREADS must be a whole number from 1 to 1024, not {given!r}")
         return int(given)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
@@ -67,14 +71,18 @@ def _threads() -> int:
 
 
 def _cgroup_cpus() -> float:
-    """CPUs' worth of time that control groups (version 2, then 1) leave to this process."""
-    quota, period = [*_read("/sys/fs/cgroup/cpu.max").split(), "", ""][:2]
-    if not quota:
-        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if not quota.isdecimal() or not period.isdecimal():  # "max", -1 or nothing
-        return 1024
-    return int(quota) / int(period)
+    """CPUs' worth of time that control groups (version 2, then 1) leave to this process: the least of its groups'."""
+    own = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
+    folders = [Path(own), *Path(own).parents]
+    limits = [_read(f"/sys/fs/cgroup{folder}/cpu.max").split() for folder in folders]
+    v1 = "/sys/fs/cgroup/cpu/cpu.cfs_"
+    limits.append([_read(f"{v1}quota_us"), _read(f"{v1}period_us")])
+    # "max", -1 or nothing means no limit.
+    return min((int(a) / int(b) for a, b in filter(_two_numbers, limits)), default=1024)
+
+
+def _two_numbers(words: list[str]) -> bool:
+    return len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words)
 
 
 def _read(path: str) -> str:

@@ -1,7 +1,7 @@
 """The seam's operations by the native kernels: packed matrices, float32 activations, a paged cache.
 
-A row's result is the same bits whatever it is computed with (see "Numerics" in docs/architecture.md). Lengths are
-checked here against the matrices and tables that kernels get; those check their own numbers.
+A row's result is the same bits whatever it is computed with (see "Numerics" in docs/architecture.md). Shapes, types
+and layouts are checked here against the matrices and tables that kernels get; those check their own numbers.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,29 @@ def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
     frequencies = reference.frequencies(head_dim, theta)
     angles = Rotation(*(torch.empty(len(positions), head_dim // 2) for _ in "cs"))
     addresses = [_address(side, len(positions), head_dim // 2) for side in angles]
-    positions = positions.contiguous()
+    positions = _ids(positions)
     _kernels().rotation(positions.data_ptr(), len(positions), frequencies.data_ptr(), head_dim // 2, *addresses)
     return angles
+
+
+def _ids(x: Tensor) -> Tensor:
+    """Token ids or positions as kernels read them."""
+    if not x.is_cpu or x.is_floating_point() or x.ndim != 1:
+        raise ValueError(f"expected whole numbers [T] on the CPU, not {x.dtype} {list(x.shape)} on {x.device}")
+    return x.to(torch.int64).contiguous()
+
+
+def _cache(context: PagedContext, layer: int, n_kv_heads: int, head_dim: int) -> tuple[int, int, bool]:
+    """Addresses of a layer's keys and values, and whether they are bfloat16."""
+    cache = context.cache
+    kept = cache.layers[layer]
+    slots = cache.block_counts[cache.group_of_layer[layer]] * cache.block_size
+    for side in kept:
+        if side.shape != (slots, n_kv_heads, head_dim) or side.dtype is not kept.k.dtype or not side.is_contiguous():
+            raise ValueError(
+                f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {head_dim} numbers"
+            )
+    return kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16
 
 
 class LayerWeights(NamedTuple):
@@ -63,23 +83,28 @@ class LayerWeights(NamedTuple):
 def run_layers(
     x: Tensor, layers: Sequence[LayerWeights], *, n_heads: int, eps: float, rotation: Rotation, context: PagedContext
 ) -> Tensor:
-    """All layers in one call, as the operations below compute them one by one; x [T, D] is changed in place."""
+    """All layers in one call, as the operations below compute them one by one; x [T, D] is changed in place.
+
+    The weights must not be replaced between calls with the same `layers`.
+    """
     cache, half = context.cache, rotation.cos.shape[-1]
-    if cache.native_layers is None:
-        handle = _kernels().Layers(n_heads, cache.layers[0].k.shape[1], 2 * half, eps)
+    if cache.native_layers is None or cache.native_layers[0] is not layers:
+        n_kv_heads = layers[0].wk.shape[0] // (2 * half)
+        handle = _kernels().Layers(n_heads, n_kv_heads, 2 * half, eps)
         for number, layer in enumerate(layers):
-            kept = cache.layers[number]
             dim = layer.wq.shape[1]
             handle.add(
                 _address(layer.attention_norm, dim), _address(layer.ffn_norm, dim),
                 *map(_handle, (layer.wq, layer.wk, layer.wv, layer.wo, layer.w1, layer.w2, layer.w3)),
-                kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16,
+                *_cache(context, number, n_kv_heads, 2 * half),
                 0 if layer.window is None else layer.window.size, cache.group_of_layer[number],
             )  # fmt: skip
-        cache.native_layers = handle
+        cache.native_layers = layers, half, handle
+    if cache.native_layers[1] != half:
+        raise ValueError(f"angles for heads of {2 * half}, and the layers were run with {2 * cache.native_layers[1]}")
     first_of_group = [group[0] for group in cache.groups]
     n = len(x)
-    cache.native_layers.run(
+    cache.native_layers[2].run(
         _address(x, n, layers[0].wq.shape[1]), n, [_tables(context, layer) for layer in first_of_group],
         _address(rotation.cos, n, half), _address(rotation.sin, n, half),
     )  # fmt: skip
@@ -88,7 +113,7 @@ def run_layers(
 
 def embed(tokens: Tensor, weight: Weight) -> Tensor:
     out = torch.empty(len(tokens), weight.shape[1])
-    tokens = tokens.contiguous()
+    tokens = _ids(tokens)
     _kernels().unpack(_handle(weight), tokens.data_ptr(), len(tokens), out.data_ptr())
     return out
 
@@ -145,24 +170,25 @@ def project_qkv(
     if not isinstance(context, PagedContext) or not context.cache.native:
         q, k, v = (_linear(x, w, norm=norm, eps=eps).unflatten(-1, (-1, 2 * half)) for w in (wq, wk, wv))
         return reference.rotate(q, rotation), context.store(layer, reference.rotate(k, rotation), v)
-    kept = context.cache.layers[layer]
-    if kept.k.shape[1] * kept.k.shape[2] != wk.shape[0] or kept.k.shape[2] != 2 * half:
-        raise ValueError(f"a cache of {list(kept.k.shape)} does not hold keys of {wk.shape[0]}")
+    cache = _cache(context, layer, wk.shape[0] // (2 * half), 2 * half)
     q = torch.empty(n, wq.shape[0] // (2 * half), 2 * half)
     _kernels().project_qkv(
         _address(x, n, wq.shape[1]), n, _address(norm, wq.shape[1]), eps, _handle(wq), _handle(wk), _handle(wv),
         _address(rotation.cos, n, half), _address(rotation.sin, n, half), 2 * half,
-        _tables(context, layer), kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16, q.data_ptr(),
+        _tables(context, layer), *cache, q.data_ptr(),
     )  # fmt: skip
-    return q, kept
+    return q, context.cache.layers[layer]
 
 
 def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: PagedContext, layer: int) -> Tensor:
     n, heads, head_dim = q.shape
+    if kv is not context.cache.layers[layer]:
+        raise ValueError("keys and values must be those that the context keeps")
+    n_kv_heads = kv.k.shape[1]
     out = torch.empty(n, heads * head_dim)
     _kernels().attend(
-        _address(q, n, heads, head_dim), n, heads, kv.k.shape[1], head_dim, 0 if window is None else window.size,
-        _tables(context, layer), kv.k.data_ptr(), kv.v.data_ptr(), kv.k.dtype is torch.bfloat16, out.data_ptr(),
+        _address(q, n, heads, head_dim), n, heads, n_kv_heads, head_dim, 0 if window is None else window.size,
+        _tables(context, layer), *_cache(context, layer, n_kv_heads, head_dim), out.data_ptr(),
     )  # fmt: skip
     return out
 

@@ -8,14 +8,18 @@ GGUF's Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss.
 import math
 from enum import IntEnum
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cierzo.errors import CierzoError
+from cierzo.ops.machine import machine
+
 PANEL, TILE, GROUP = 16, 64, 32
 
-_ROWS_AT_ONCE = 4096  # of a matrix while it is packed, so that what is in between stays small
+_ROWS_AT_ONCE = 4096  # of a matrix while it is packed, so that what is in between stays small; whole panels
 
 
 class Format(IntEnum):
@@ -50,8 +54,10 @@ class PackedMatrix:
     """
 
     def __init__(self, format: Format, outputs: int, inputs: int, data: Tensor) -> None:
-        if data.dtype != torch.uint8 or tuple(data.shape) != packed_shape(format, outputs, inputs):
-            raise ValueError(f"{format.name} of {outputs} x {inputs} is not {data.dtype} {list(data.shape)}")
+        if data.dtype != torch.uint8 or not data.is_cpu or tuple(data.shape) != packed_shape(format, outputs, inputs):
+            raise ValueError(
+                f"{format.name} of {outputs} x {inputs} is not {data.dtype} {list(data.shape)} on {data.device}"
+            )
         self.format, self.outputs, self.inputs = format, outputs, inputs
         self.shape = torch.Size((outputs, inputs))
         self.data = (
@@ -61,13 +67,14 @@ class PackedMatrix:
     def numel(self) -> int:
         return self.outputs * self.inputs
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "native"}
+
     @cached_property
     def native(self) -> Any:
         """The handle that kernels take."""
-        from cierzo.ops import _native
-
         data = self.data
-        return _native.Matrix(data.data_ptr(), data.numel(), int(self.format), self.outputs, self.inputs)
+        return _kernels().Matrix(data.data_ptr(), data.numel(), int(self.format), self.outputs, self.inputs)
 
     def rows(self, chosen: Tensor) -> Tensor:
         """Float32 values [n, inputs] of the chosen outputs [n]."""
@@ -97,6 +104,13 @@ class PackedMatrix:
         return self.rows(torch.arange(self.outputs))
 
 
+def _kernels() -> ModuleType:
+    kernels = machine().kernels
+    if kernels is None:
+        raise CierzoError('packed matrices need the native kernels: load the model with dtype="float32"')
+    return kernels
+
+
 def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, int, int]:
     return (-(-outputs // PANEL), -(-inputs // TILE), format.tile_bytes)
 
@@ -119,12 +133,10 @@ def from_blocks(kind: int, raw: Tensor, outputs: int, inputs: int) -> PackedMatr
 
     Raises ValueError when they do not fit the shape, or scales are not finite.
     """
-    from cierzo.ops import _native
-
     format = GGML_GRIDS[kind]
     packed = PackedMatrix(format, outputs, inputs, aligned_empty(packed_shape(format, outputs, inputs)))
     raw = raw.contiguous()
-    if not _native.repack(kind, raw.data_ptr(), raw.numel(), packed.native):
+    if not _kernels().repack(kind, raw.data_ptr(), raw.numel(), packed.native):
         raise ValueError(_NOT_FINITE)
     return packed
 
@@ -139,17 +151,19 @@ def pack(format: Format, values: Tensor, scales: Tensor, minima: Tensor | None =
     """
     outputs, inputs = values.shape
     panels, tiles, width = packed_shape(format, outputs, inputs)
-    sides = [scales] if minima is None else [scales, minima]
+    sides = [side.half() for side in ([scales] if minima is None else [scales, minima])]
     if (minima is None) == (format is Format.Q4M) or any(s.shape != (outputs, -(-inputs // GROUP)) for s in sides):
         raise ValueError(
             f"{format.name} of {outputs} x {inputs} needs a scale, and with a minimum one, a group of {GROUP}"
         )
     if not all(side.isfinite().all() for side in sides):
         raise ValueError(_NOT_FINITE)
+    if format is not Format.Q8 and values.numel() and values.max() > 15:
+        raise ValueError("a nibble is from 0 to 15")
     data = aligned_empty((panels, tiles, width))
     step = _ROWS_AT_ONCE
     for start in range(0, outputs, step):
-        part = [side[start : start + step].half() for side in sides]
+        part = [side[start : start + step] for side in sides]
         data[start // PANEL : (start + step) // PANEL] = _panels(format, values[start : start + step], part)
     return PackedMatrix(format, outputs, inputs, data)
 
@@ -204,7 +218,7 @@ def _nibbles(groups: Tensor) -> tuple[Tensor, Tensor]:
     """The scale keeps the sign of the largest value, which -8 then holds: the grid has one more step on that side."""
     peak = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
     best_scale, best_error = (peak / -8).half().float(), torch.full_like(peak, torch.inf)
-    for steps in (-9.0, -8.5, -8.0, -7.5, -7.0, -6.5):
+    for steps in (-8.0, -9.0, -8.5, -7.5, -7.0, -6.5):
         scale = (peak / steps).half().float()
         restored = (groups * _inverse(scale)).round().clamp(-8, 7) * scale.unsqueeze(-1)
         error = (restored - groups).square().sum(-1)

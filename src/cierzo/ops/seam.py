@@ -1,4 +1,7 @@
-"""Which implementation runs an operation: native kernels for packed weights, else the PyTorch reference.
+"""Which implementation runs an operation: native kernels or the PyTorch reference.
+
+Native are the operations of packed weights, RoPE's angles on the CPU, and attention over a paged cache there. The rest
+is the reference's, as is everything through which gradients flow.
 
 Without the extension, or with `CIERZO_ISA=reference`, the reference computes packed weights too, unpacking them each
 time. T tokens, D model width, H query heads, G key/value heads, C head_dim, F hidden width, V vocabulary; a weight is a
@@ -74,7 +77,8 @@ def project_qkv(
 
 def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: AttentionContext, layer: int) -> Tensor:
     """Causal grouped-query attention of every sequence over its own keys. q [T, H, C] -> [T, H x C]."""
-    if q.dtype is torch.float32 and isinstance(context, PagedContext) and native.attends(context, window):
+    fits = q.dtype is torch.float32 and not (torch.is_grad_enabled() and q.requires_grad)
+    if fits and isinstance(context, PagedContext) and native.attends(context, window):
         return native.attend(q, kv, window=window, context=context, layer=layer)
     return reference.attend(q, kv, window=window, context=context, layer=layer)
 

@@ -236,12 +236,25 @@ class GgufFile:
 
     def packed(self, name: str) -> PackedMatrix:
         raw, (outputs, inputs), kind = self._stored(name)
-        if kind not in GGML_GRIDS:
-            return quantize(self.tensor(name), Format.Q8)
         try:
-            return from_blocks(kind, torch.from_numpy(raw), outputs, inputs)
+            if kind in GGML_GRIDS:
+                packed = from_blocks(kind, torch.from_numpy(raw), outputs, inputs)
+            else:
+                packed = quantize(self.tensor(name), Format.Q8)
         except ValueError as error:
-            raise WeightsError(f"{self.path}: tensor {name!r}: {error}: fetch the file again") from error
+            raise WeightsError(f"{self.path}: tensor {name!r}: {error}: fetch it again, or use float32") from error
+        self._forget(name)
+        return packed
+
+    def _forget(self, name: str) -> None:
+        """Give back the memory of a parameter's mapped bytes, which will not be read again."""
+        stored, expert = self._places[name]
+        shape, _, offset = self._header.tensors[stored]
+        size = self._n_bytes(stored) // (1 if expert is None else shape[0])
+        start = self._header.data + offset + (expert or 0) * size
+        page = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if page < start + size:
+            self._map.madvise(mmap.MADV_DONTNEED, page, start + size - page)
 
     def _stored(self, name: str) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], tuple[int, ...], int]:
         """A parameter's bytes, shape and ggml type."""
@@ -255,8 +268,12 @@ class GgufFile:
 
     @cached_property
     def _data(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        # Copy on write, as torch has no read-only tensors.
-        return np.asarray(np.memmap(self.path, np.uint8, mode="c"))
+        return np.frombuffer(self._map, np.uint8)
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # as torch has no read-only tensors
 
     def _n_bytes(self, name: str) -> int:
         shape, kind, _ = self._header.tensors[name]

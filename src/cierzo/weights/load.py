@@ -34,13 +34,14 @@ def load_model(
     """The model at `path` (see `open_source`), ready to run and without gradients.
 
     `dtype` None keeps what the matrices are stored in (float32 when quantised). With `packed`, the matrices of a
-    quantised checkpoint stay in few bits and everything else becomes float32. Weights that need no conversion stay
-    mapped files, which the operating system reads when they are first used; beyond the model itself, loading takes the
-    memory of one tensor. `progress` hears (parameters done, parameters in all). Raises `WeightsError`, also for numbers
-    that are NaN or infinite.
+    quantised checkpoint stay in few bits on the CPU, which needs the native kernels, and everything else becomes
+    float32. Weights that need no conversion stay mapped files, which the operating system reads when they are first
+    used; beyond the model itself, loading takes the memory of one tensor. `progress` hears (parameters done, parameters
+    in all). Raises `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked at when it
+    was written).
     """
     source = open_source(path)
-    packed = packed and source.quantized
+    packed = packed and source.quantized and torch.device(device).type == "cpu"
     dtype = torch.float32 if packed else dtype or source.dtype
     check_counts(source)
     model = Transformer.without_weights(source.config)

@@ -9,7 +9,6 @@ processes share. The model's tokenizer and templates are copied beside it.
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
@@ -23,14 +22,29 @@ from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, packed_shape, quantize
 from cierzo.weights.load import check_counts, check_shapes, checked_finite, is_matrix, model_shapes
-from cierzo.weights.source import WeightSource, make_config, one_line, open_source, read_safetensors
+from cierzo.weights.source import (
+    DEEPEST,
+    LONGEST,
+    WeightSource,
+    flag,
+    gguf_file,
+    make_config,
+    one_line,
+    open_source,
+    read_safetensors,
+    shown,
+    whole,
+)
 
 FILE = "packed.safetensors"
 
 _VERSION = "1"
 _BY_WIDTH = {format.tile_bytes: format for format in Format}
 _EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
-_COPIED = (".json", ".jinja", ".model", ".txt", ".md")
+_COPIED = (
+    "params.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model*", "tekken*.json",
+    "special_tokens_map.json", "chat_template*", "*.md", "LICENSE*",
+)  # fmt: skip
 _ALIGNMENT = 64
 
 
@@ -65,9 +79,10 @@ class PackedFolder:
         stored = self._tensors.get(name)
         if stored is None:
             raise WeightsError(f"{self.path / FILE}: no tensor {name!r}: quantise the model again")
-        format = _BY_WIDTH.get(stored.shape[-1]) if stored.ndim == 3 and stored.dtype == torch.uint8 else None
-        expected = packed_shape(format, *shape) if format is not None and len(shape) == 2 else shape
-        if tuple(stored.shape) != expected or (format is None and stored.dtype != torch.float32):
+        packed = is_matrix(name, shape)
+        format = _BY_WIDTH.get(stored.shape[-1]) if packed and stored.ndim == 3 else None
+        expected = packed_shape(format, *shape) if format is not None else () if packed else shape
+        if tuple(stored.shape) != expected or stored.dtype != (torch.uint8 if packed else torch.float32):
             raise WeightsError(
                 f"{self.path / FILE}: tensor {name!r} is {list(stored.shape)} and declared {list(shape)}: "
                 "quantise the model again"
@@ -105,11 +120,16 @@ def _config(file: Path, metadata: Mapping[str, str]) -> ModelConfig:
     unknown = set(values) ^ {field.name for field in fields(ModelConfig)}
     if unknown:
         raise WeightsError(f"{file}: {sorted(unknown)[0]!r} of another version: quantise the model again")
+    whole(file, values, "n_layers", most=DEEPEST)
+    whole(file, values, "max_seq_len", most=LONGEST)
+    for key in ("dim", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size"):
+        whole(file, values, key)
+    flag(file, values, "tied_embeddings")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     moe = values.pop("moe")
     if moe is not None and not (isinstance(moe, dict) and set(moe) == {"num_experts", "num_experts_per_tok"}):
-        raise WeightsError(f"{file}: 'moe' {moe!r} is no mixture of experts: quantise the model again")
-    experts = (moe["num_experts"], moe["num_experts_per_tok"]) if moe else None
+        raise WeightsError(f"{file}: 'moe' {shown(moe)} is no mixture of experts: quantise the model again")
+    experts = (whole(file, moe, "num_experts"), whole(file, moe, "num_experts_per_tok")) if moe else None
     return make_config(file, experts=experts, **values)
 
 
@@ -133,8 +153,14 @@ def quantize_model(
         CierzoError: `out` exists, or cannot be written.
         WeightsError: as `open_source` does; also for a model in few bits, which is run as it is.
     """
+    if bits not in (4, 8):
+        raise CierzoError(f"weights can be packed in 4 or 8 bits, not in {bits}")
     if out.exists():
         raise CierzoError(f"{out} exists: name another folder, or remove it")
+    if gguf_file(model) is not None:
+        raise WeightsError(
+            f"{model}: GGUF files are run as they are: to pack another one, start from the original checkpoint"
+        )
     source = open_source(model)
     if source.quantized:
         raise WeightsError(f"{model}: its weights are in few bits already: run it as it is, or start from the original")
@@ -144,17 +170,25 @@ def quantize_model(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
+            _copy_tokenizer(model, Path(folder))
             with Path(folder, FILE).open("wb") as file:
                 _write(file, source, shapes, Format.Q8 if bits == 8 else Format.Q4, progress)
-            for other in model.iterdir():
-                if other.is_file() and (other.suffix in _COPIED or ".model." in other.name):
-                    shutil.copyfile(other, Path(folder, other.name))
             os.chmod(folder, 0o755)
             os.rename(folder, out)
     except OSError as error:
         raise CierzoError(
             f"cannot write {out}: {error.strerror}: choose a folder with room for the packed model"
         ) from error
+
+
+def _copy_tokenizer(model: Path, folder: Path) -> None:
+    for pattern in _COPIED:
+        for file in model.glob(pattern):
+            try:
+                data = file.read_bytes()
+            except OSError as error:
+                raise WeightsError(f"{file}: cannot be read: {error.strerror}") from error
+            Path(folder, file.name).write_bytes(data)
 
 
 def _write(
