@@ -1,5 +1,6 @@
 #include "repack.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
@@ -49,64 +50,80 @@ void read_q4_k(const uint8_t* block, size_t number, Group& group) {
 constexpr size_t block_bytes(Blocks kind) {
     return kind == Blocks::q4_0 ? 18 : kind == Blocks::q4_1 ? 20 : kind == Blocks::q8_0 ? 34 : 144;
 }
+constexpr Format format_of(Blocks kind) {
+    return kind == Blocks::q4_0 ? Format::q4 : kind == Blocks::q8_0 ? Format::q8 : Format::q4m;
+}
 constexpr size_t block_groups(Blocks kind) { return kind == Blocks::q4_k ? 8 : 1; }
 
-void read_group(Blocks kind, const uint8_t* row, size_t number, Group& group) {
+template <Blocks kind>
+void read_group(const uint8_t* row, size_t number, Group& group) {
     const uint8_t* block = row + number / block_groups(kind) * block_bytes(kind);
+    if constexpr (kind == Blocks::q4_k) return read_q4_k(block, number, group);
     group.scale = half_at(block);
-    group.minimum = kind == Blocks::q4_1 ? half_at(block + 2) : 0;
-    switch (kind) {
-        case Blocks::q4_0: return read_nibbles(block + 2, group);
-        case Blocks::q4_1: return read_nibbles(block + 4, group);
-        case Blocks::q8_0: std::memcpy(group.values, block + 2, kGroup); return;
-        case Blocks::q4_k: return read_q4_k(block, number, group);
+    if constexpr (kind == Blocks::q8_0) std::memcpy(group.values, block + 2, kGroup);
+    if constexpr (kind == Blocks::q4_0) read_nibbles(block + 2, group);
+    if constexpr (kind == Blocks::q4_1) {
+        group.minimum = half_at(block + 2);
+        read_nibbles(block + 4, group);
     }
 }
 
-Format format_of(int blocks) {
-    switch (static_cast<Blocks>(blocks)) {
-        case Blocks::q4_0: return Format::q4;
-        case Blocks::q4_1:
-        case Blocks::q4_k: return Format::q4m;
-        case Blocks::q8_0: return Format::q8;
+// One tile of a panel from the rows of its outputs. Returns whether all scales are finite.
+template <Blocks kind>
+bool write_tile(const uint8_t* rows, size_t stride, size_t n_rows, size_t number, size_t n_groups, uint8_t* tile) {
+    constexpr Format format = format_of(kind);
+    constexpr size_t header = tile_header(format);
+    bool all_finite = true;
+    for (size_t o = 0; o < kPanel; ++o) {
+        Group pair[2] = {};  // scale 0 for what fills up the panel and the tile
+        for (size_t half = 0; half < 2; ++half) {
+            if (o < n_rows && 2 * number + half < n_groups)
+                read_group<kind>(rows + o * stride, 2 * number + half, pair[half]);
+            all_finite &= finite(pair[half].scale) && finite(pair[half].minimum);
+            std::memcpy(tile + 2 * (half * kPanel + o), &pair[half].scale, 2);
+            if (format == Format::q4m) std::memcpy(tile + 2 * ((2 + half) * kPanel + o), &pair[half].minimum, 2);
+        }
+        uint8_t bytes[2 * kGroup];
+        for (int i = 0; i < kGroup; ++i)
+            if constexpr (format == Format::q8) {
+                bytes[i] = pair[0].values[i];
+                bytes[kGroup + i] = pair[1].values[i];
+            } else {
+                bytes[i] = static_cast<uint8_t>(pair[0].values[i] | pair[1].values[i] << 4);
+            }
+        for (size_t line = 0; line < (format == Format::q8 ? 16 : 8); ++line)
+            std::memcpy(tile + header + line * 64 + 4 * o, bytes + 4 * line, 4);
     }
-    throw std::invalid_argument("blocks of type " + std::to_string(blocks) + " are no packed format's grid");
+    return all_finite;
+}
+
+template <Blocks kind>
+bool repack_all(const uint8_t* raw, size_t bytes, const Matrix& shape, uint8_t* out) {
+    constexpr size_t per_block = block_groups(kind) * kGroup, width = tile_bytes(format_of(kind));
+    const size_t stride = shape.inputs / per_block * block_bytes(kind);
+    if (format_of(kind) != shape.format || shape.inputs % per_block || bytes != shape.outputs * stride)
+        throw std::invalid_argument("the blocks do not fit the matrix");
+    std::atomic<bool> all_finite{true};
+    spread(shape.panels, [&](size_t panel) {
+        const size_t first = panel * kPanel, n_rows = std::min<size_t>(kPanel, shape.outputs - first);
+        for (size_t t = 0; t < shape.tiles; ++t)
+            if (!write_tile<kind>(raw + first * stride, stride, n_rows, t, shape.inputs / kGroup,
+                                  out + (panel * shape.tiles + t) * width))
+                all_finite = false;
+    });
+    return all_finite;
 }
 
 }  // namespace
 
 bool repack(int blocks, const uint8_t* raw, size_t bytes, const Matrix& shape, uint8_t* out) {
-    const Format format = format_of(blocks);
-    const Blocks kind = static_cast<Blocks>(blocks);
-    const size_t per_block = block_groups(kind) * kGroup, stride = shape.inputs / per_block * block_bytes(kind);
-    if (format != shape.format || shape.inputs % per_block || bytes != shape.outputs * stride)
-        throw std::invalid_argument("blocks of type " + std::to_string(blocks) + " do not fit the matrix");
-    const size_t groups = shape.inputs / kGroup, width = tile_bytes(format);
-    const bool wide = format == Format::q8;
-    const size_t header = tile_header(format);
-    std::atomic<bool> all_finite{true};
-    spread(shape.panels, [&](size_t panel) {
-        uint8_t* tile = out + panel * shape.tiles * width;
-        std::memset(tile, 0, shape.tiles * width);
-        for (size_t t = 0; t < shape.tiles; ++t, tile += width)
-            for (size_t o = 0; o < kPanel && panel * kPanel + o < shape.outputs; ++o)
-                for (size_t half = 0; half < 2 && 2 * t + half < groups; ++half) {
-                    Group group;
-                    read_group(kind, raw + (panel * kPanel + o) * stride, 2 * t + half, group);
-                    if (!finite(group.scale) || !finite(group.minimum)) all_finite = false;
-                    std::memcpy(tile + 2 * (half * kPanel + o), &group.scale, 2);
-                    if (format == Format::q4m) std::memcpy(tile + 2 * ((2 + half) * kPanel + o), &group.minimum, 2);
-                    for (size_t line = 0; line < 8; ++line) {
-                        uint8_t* at = tile + header + (wide ? 8 * half + line : line) * 64 + 4 * o;
-                        uint32_t there, four;
-                        std::memcpy(&there, at, 4);
-                        std::memcpy(&four, group.values + 4 * line, 4);
-                        there |= !wide && half ? four << 4 : four;
-                        std::memcpy(at, &there, 4);
-                    }
-                }
-    });
-    return all_finite;
+    switch (static_cast<Blocks>(blocks)) {
+        case Blocks::q4_0: return repack_all<Blocks::q4_0>(raw, bytes, shape, out);
+        case Blocks::q4_1: return repack_all<Blocks::q4_1>(raw, bytes, shape, out);
+        case Blocks::q8_0: return repack_all<Blocks::q8_0>(raw, bytes, shape, out);
+        case Blocks::q4_k: return repack_all<Blocks::q4_k>(raw, bytes, shape, out);
+    }
+    throw std::invalid_argument("blocks of type " + std::to_string(blocks) + " are no packed format's grid");
 }
 
 }  // namespace cierzo

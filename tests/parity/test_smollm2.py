@@ -133,9 +133,15 @@ def test_logits_are_those_of_transformers(model: Transformer, reference: Any, pr
     torch.testing.assert_close(paged_logits(model, text, (64, 1, 33), 16), expected, atol=1e-3, rtol=0)
 
 
-def test_greedy_tokens_are_those_of_transformers(model: Transformer, reference: Any, prompts: list[Tensor]) -> None:
+@pytest.fixture(scope="module")
+def texts(model: Transformer, prompts: list[Tensor]) -> list[Tensor]:
+    """Each prompt with what the model says next."""
+    return greedy(model, prompts, NEW_TOKENS)
+
+
+def test_greedy_tokens_are_those_of_transformers(reference: Any, prompts: list[Tensor], texts: list[Tensor]) -> None:
     """`transformers` picks the same token after every prefix of the text, so it would have written the same text."""
-    for prompt, text in zip(prompts, greedy(model, prompts, NEW_TOKENS), strict=True):
+    for prompt, text in zip(prompts, texts, strict=True):
         scores = reference_logits(reference, text[:-1])[len(prompt) - 1 :]
         picked = scores.gather(1, text[len(prompt) :].unsqueeze(1)).squeeze(1)
         gap = scores.amax(1) - picked
@@ -145,13 +151,26 @@ def test_greedy_tokens_are_those_of_transformers(model: Transformer, reference: 
 
 
 @pytest.mark.skipif(machine().kernels is None, reason="no native kernels in this installation")
-def test_native_kernels_choose_the_same_tokens(model: Transformer, default_gguf: Path, prompts: list[Tensor]) -> None:
+def test_native_kernels_choose_the_same_tokens(default_gguf: Path, prompts: list[Tensor], texts: list[Tensor]) -> None:
     """The same weights in few bits, activations in int8, keys in bfloat16: at least 97 % of 20 x 64 best tokens."""
     packed = load_model(default_gguf, packed=True)
     assert packed.packed
-    same = 0
-    for prompt, text in zip(prompts, greedy(model, prompts, NEW_TOKENS), strict=True):
-        picks = packed_logits(packed, [text[:-1]])[0].argmax(-1)
-        same += int((picks[len(prompt) - 1 :] == text[len(prompt) :]).sum())
-        del picks
+    lengths = [len(text) - 1 for text in texts]
+    blocks = [-(-length // 16) for length in lengths]
+    cache = PagedCache(
+        [range(CONFIG.n_layers)],
+        [sum(blocks)],
+        block_size=16,
+        n_kv_heads=CONFIG.n_kv_heads,
+        head_dim=CONFIG.head_dim,
+        dtype=packed.cache_dtype,
+    )
+    tables = [BlockTable(0, tuple(range(sum(blocks[:n]), sum(blocks[: n + 1])))) for n in range(len(texts))]
+    with torch.inference_mode():
+        step = PagedContext(cache, lengths, [0] * len(texts), [tables])
+        picks = packed(torch.cat([text[:-1] for text in texts]), step).argmax(-1).split(lengths)
+    same = sum(
+        int((pick[len(prompt) - 1 :] == text[len(prompt) :]).sum())
+        for prompt, text, pick in zip(prompts, texts, picks, strict=True)
+    )
     assert same >= 0.97 * len(prompts) * NEW_TOKENS
