@@ -47,12 +47,12 @@ NATIVE := $(wildcard native/*.* native/simd/*.h)
 
 .venv/.run: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it into .venv (about two minutes)' >&2
-	@$(PIP_INSTALL) -e . >&2
+	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e . >&2
 	@touch $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it with the test tools into .venv' >&2
-	@$(PIP_INSTALL) -e '.[test]' >&2
+	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e '.[test]' >&2
 	@touch .venv/.run $@
 
 clean:
