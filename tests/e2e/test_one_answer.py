@@ -42,8 +42,8 @@ def test_make_chat_in_a_fresh_copy(tmp_path: Path) -> None:
     """No environment, no cache, no git, a folder with a space: only the answer is on stdout, twice."""
     copy = tmp_path / "fresh copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__"))
-    # A make within make would announce its folder.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    # A make within make would announce its folder, and pass its options on.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
     environment = inherited | {"CIERZO_HOME": str(tmp_path / "home"), "PYTHON": sys.executable}
     for _ in range(2):
         result = subprocess.run(

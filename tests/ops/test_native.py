@@ -351,6 +351,23 @@ def test_the_environment_chooses(environment: dict[str, str], message: str) -> N
     assert (result.returncode != 0) == ("error:" in result.stderr)
 
 
+def test_without_the_extension_the_reference_computes_and_says_so() -> None:
+    """In a process that cannot import it; packed weights are then unpacked, to the same model but for rounding."""
+    code = (
+        "import sys; sys.modules['cierzo.ops._native'] = None\n"
+        "import torch\n"
+        "from cierzo.ops import Format, machine, project_out, quantize\n"
+        "w = quantize(torch.eye(40), Format.Q8)\n"
+        "x = torch.arange(80.0).view(2, 40)\n"
+        "assert torch.allclose(project_out(x, w, torch.zeros(2, 40)), x, rtol=1e-3)\n"
+        "machine(); print(machine().isa)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "reference\n", result.stderr
+    assert result.stderr.count("no native kernels") == 1
+    assert "install Cierzo with a C++ compiler" in result.stderr
+
+
 def test_rotation_is_that_of_the_reference() -> None:
     positions = torch.tensor([0, 1, 5, 4095, 32_767])
     for fast, slow in zip(native.rotation(positions, 64, 1e4), reference.rotation(positions, 64, 1e4), strict=True):
