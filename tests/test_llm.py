@@ -127,7 +127,7 @@ def test_a_windowed_model_goes_past_its_limit_only_when_told(windowed: Path) -> 
         LLM(windowed).generate("Wind", params)
     llm = LLM(windowed, allow_beyond_limit=True, block_size=4, chunk_size=8)
     assert len(llm.generate("Wind", params)[0].token_ids) == 200
-    assert llm._engine.pools[0].size == 16  # as before: the window bounds what is needed
+    assert llm._engine.pools[0].size == 16 * 7  # sixteen sequences: the window bounds what one needs
 
 
 def test_a_base_model_refuses_chats_and_completes(windowed: Path) -> None:

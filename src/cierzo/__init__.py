@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any
 from cierzo.version import __version__
 
 if TYPE_CHECKING:
-    from cierzo.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
-    from cierzo.llm import LLM, load
+    from cierzo.async_llm import AsyncLLM
+    from cierzo.engine.request import Completion, Delta, FinishReason, SamplingParams, Structure, Usage
+    from cierzo.llm import LLM
+    from cierzo.loading import LoadOptions, load, load_engine
+    from cierzo.models import Models
     from cierzo.ops.machine import Machine, machine
     from cierzo.tokens.interface import Message, Tokenizer
 
 _MODULE_OF = {
+    "AsyncLLM": "cierzo.async_llm",
     "LLM": "cierzo.llm",
-    "load": "cierzo.llm",
+    "LoadOptions": "cierzo.loading",
+    "Models": "cierzo.models",
+    "load": "cierzo.loading",
+    "load_engine": "cierzo.loading",
     "Machine": "cierzo.ops.machine",
     "machine": "cierzo.ops.machine",
     "Completion": "cierzo.engine.request",
     "Delta": "cierzo.engine.request",
     "FinishReason": "cierzo.engine.request",
     "SamplingParams": "cierzo.engine.request",
+    "Structure": "cierzo.engine.request",
     "Usage": "cierzo.engine.request",
     "Message": "cierzo.tokens.interface",
     "Tokenizer": "cierzo.tokens.interface",
@@ -30,16 +38,21 @@ _MODULE_OF = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Completion",
     "Delta",
     "FinishReason",
+    "LoadOptions",
     "Machine",
     "Message",
+    "Models",
     "SamplingParams",
+    "Structure",
     "Tokenizer",
     "Usage",
     "__version__",
     "load",
+    "load_engine",
     "machine",
 ]
 

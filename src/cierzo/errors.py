@@ -18,3 +18,11 @@ class CierzoError(Exception):
 
 class WeightsError(CierzoError):
     """A model file that is missing, broken or not supported; names the file and the tensor or key."""
+
+
+class EngineError(CierzoError):
+    """A request that failed while it was computed, or an engine that cannot go on."""
+
+
+class QueueFullError(CierzoError):
+    """Too many requests at once; the same request may be taken later."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cierzo.engine import Engine, SamplingParams
 from cierzo.engine.blocks import BlockList, BlockPool, blocks_bound
 from cierzo.ops import Window
-from support.models import recomputed_logits, tiny_config, tiny_engine
+from support.models import queue, recomputed_logits, tiny_config, tiny_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -49,7 +49,7 @@ def test_cached_chunked_batched_equals_recomputed(layout: tuple[Engine, int], da
         st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=min(5 * reach, 120)), min_size=1, max_size=4)
     )
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=0)
-    sequences = [engine.add(prompt, params) for prompt in prompts]
+    sequences = [queue(engine, prompt, params) for prompt in prompts]
     while any(s.finish_reason is None for s in sequences):
         engine.step()
         for sequence in engine.scheduler.running:
@@ -71,7 +71,7 @@ def test_cached_chunked_batched_equals_recomputed(layout: tuple[Engine, int], da
 def test_scores_in_chunks_equal_scores_at_once(layout: tuple[Engine, int], data: st.DataObject) -> None:
     engine, reach = layout
     prompt = data.draw(st.lists(st.integers(0, 255), min_size=2, max_size=min(5 * reach, 120)))
-    sequence = engine.add(prompt, SamplingParams(), scoring=True)
+    sequence = queue(engine, prompt, SamplingParams(), task="score")
     while sequence.finish_reason is None:
         engine.step()
     whole = recomputed_logits(engine.model, prompt).log_softmax(-1)
@@ -83,7 +83,7 @@ def test_scores_in_chunks_equal_scores_at_once(layout: tuple[Engine, int], data:
 def test_a_windowed_sequence_stays_within_its_bound_for_ten_windows_and_more() -> None:
     config = tiny_config(sliding_window=32, max_seq_len=64)
     engine = tiny_engine(config, max_seq_len=None, cache_tokens=64, block_size=4, chunk_size=8)
-    sequence = engine.add([1] * 100, SamplingParams(temperature=0, max_tokens=320, ignore_eos=True))
+    sequence = queue(engine, [1] * 100, SamplingParams(temperature=0, max_tokens=320, ignore_eos=True))
     most = 0
     while sequence.finish_reason is None:
         engine.step()
@@ -112,7 +112,7 @@ def test_the_bound_holds_for_any_chunks(size: int, dilation: int, chunk: int, bl
 def test_interleaved_layers_give_back_only_what_their_own_window_has_passed() -> None:
     config = tiny_config(n_layers=3, sliding_window=(None, 8, 8), max_seq_len=200)
     engine = tiny_engine(config, block_size=4, chunk_size=16)
-    sequence = engine.add([7] * 120, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    sequence = queue(engine, [7] * 120, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
     while sequence.computed < 120:
         engine.step()
     full, windowed = sequence.blocks

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cierzo.engine import Engine, SamplingParams, Sequence
-from cierzo.engine.sampler import adjusted, choose, distribution, token_logprob
+from cierzo.engine.sampler import adjusted, choose, distribution, token_logprobs
 from cierzo.errors import CierzoError
-from support.models import recomputed_logits, tiny_config, tiny_engine
+from support.models import queue, recomputed_logits, tiny_config, tiny_engine
 
 SCORES = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -4.0, 1.0])
 DRAWS = 4000
@@ -143,7 +143,7 @@ def test_penalties_and_bias() -> None:
 
 
 def test_logprobs_are_the_models_own() -> None:
-    got = token_logprob(SCORES, 3, 2)
+    got = token_logprobs(SCORES[None], [3], 2)[0]
     exact = SCORES.log_softmax(-1)
     assert got.token_id == 3
     assert got.logprob == pytest.approx(exact[3].item())
@@ -162,15 +162,15 @@ def run(engine: Engine, *sequences: Sequence) -> list[list[int]]:
 def test_the_same_seed_gives_the_same_answer_in_any_company(requests: list[tuple[bytes, int]]) -> None:
     engine = tiny_engine(tiny_config(sliding_window=8, max_seq_len=100), chunk_size=16, cache_tokens=500)
     params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, max_tokens=10, ignore_eos=True)
-    alone = [run(engine, engine.add(list(prompt), replace(params, seed=seed)))[0] for prompt, seed in requests]
-    together = run(engine, *[engine.add(list(prompt), replace(params, seed=seed)) for prompt, seed in requests])
+    alone = [run(engine, queue(engine, list(prompt), replace(params, seed=seed)))[0] for prompt, seed in requests]
+    together = run(engine, *[queue(engine, list(prompt), replace(params, seed=seed)) for prompt, seed in requests])
     assert together == alone
 
 
 def test_without_a_seed_answers_differ() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=100), cache_tokens=500)
     params = SamplingParams(temperature=2.0, max_tokens=20, ignore_eos=True)
-    answers = run(engine, *[engine.add([1, 2, 3], params) for _ in range(4)])
+    answers = run(engine, *[queue(engine, [1, 2, 3], params) for _ in range(4)])
     assert len({tuple(a) for a in answers}) > 1
 
 
@@ -180,19 +180,19 @@ def test_stop_tokens_end_the_answer_and_have_no_text() -> None:
         (257, SamplingParams(logit_bias={257: 1000.0}, temperature=0)),
         (65, SamplingParams(logit_bias={65: 1000.0}, temperature=0, stop_token_ids=(65,))),
     ):
-        sequence = engine.add([1, 2], params)
+        sequence = queue(engine, [1, 2], params)
         assert run(engine, sequence) == [[stop]]
         assert sequence.finish_reason == "stop"
         assert "".join(d.text for d in sequence.deltas) == ""
     forced = SamplingParams(logit_bias={257: 1000.0}, temperature=0, ignore_eos=True, max_tokens=3)
-    sequence = engine.add([1, 2], forced)
+    sequence = queue(engine, [1, 2], forced)
     assert run(engine, sequence) == [[257] * 3]
     assert sequence.finish_reason == "length"
 
 
 def test_stop_texts_end_the_answer_before_them() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=100))
-    sequence = engine.add([1], SamplingParams(logit_bias={ord("a"): 1000.0}, temperature=0, stop=("aaaa", "zz")))
+    sequence = queue(engine, [1], SamplingParams(logit_bias={ord("a"): 1000.0}, temperature=0, stop=("aaaa", "zz")))
     run(engine, sequence)
     assert sequence.finish_reason == "stop"
     assert "".join(d.text for d in sequence.deltas) == ""
@@ -227,32 +227,32 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], says: str) ->
 def test_impossible_requests_are_refused_with_the_numbers() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=50), cache_tokens=32, block_size=16)
     with pytest.raises(CierzoError, match="prompt is empty"):
-        engine.add([], SamplingParams())
+        queue(engine, [], SamplingParams())
     with pytest.raises(CierzoError, match="token id 260 is outside the vocabulary of 260"):
-        engine.add([260], SamplingParams())
+        queue(engine, [260], SamplingParams())
     with pytest.raises(CierzoError, match="token id 999"):
-        engine.add([1], SamplingParams(logit_bias={999: 1.0}))
+        queue(engine, [1], SamplingParams(logit_bias={999: 1.0}))
     with pytest.raises(CierzoError, match="51 prompt tokens and an answer of at least 1 pass the limit of 50"):
-        engine.add([1] * 51, SamplingParams())
+        queue(engine, [1] * 51, SamplingParams())
     with pytest.raises(CierzoError, match="40 prompt tokens and an answer of 11 pass the limit of 50"):
-        engine.add([1] * 40, SamplingParams(max_tokens=11))
+        queue(engine, [1] * 40, SamplingParams(max_tokens=11))
     with pytest.raises(CierzoError, match="need a cache of 48 tokens, and it holds 32"):
-        engine.add([1] * 30, SamplingParams(max_tokens=10))
+        queue(engine, [1] * 30, SamplingParams(max_tokens=10))
 
 
 def test_the_whole_limit_can_be_used() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=50))
-    sequence = engine.add([1] * 49, SamplingParams(ignore_eos=True))
+    sequence = queue(engine, [1] * 49, SamplingParams(ignore_eos=True))
     assert len(run(engine, sequence)[0]) == 1
     assert sequence.finish_reason == "length"
-    scored = engine.add([1] * 50, SamplingParams(), scoring=True)
+    scored = queue(engine, [1] * 50, SamplingParams(), task="score")
     run(engine, scored)
     assert len(scored.prompt_logprobs) == 49
 
 
 def test_cancelling_frees_the_blocks() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=200), block_size=4, chunk_size=8)
-    sequences = [engine.add([1] * 60, SamplingParams(max_tokens=5)) for _ in range(5)]
+    sequences = [queue(engine, [1] * 60, SamplingParams(max_tokens=5)) for _ in range(5)]
     for _ in range(3):
         engine.step()
     for sequence in sequences:
@@ -266,7 +266,7 @@ def test_cancelling_frees_the_blocks() -> None:
 def test_scores_are_the_models_log_probabilities() -> None:
     engine = tiny_engine(tiny_config(max_seq_len=100), chunk_size=7)
     prompt = list(b"the quick brown fox")
-    sequence = engine.add(prompt, SamplingParams(logprobs=3), scoring=True)
+    sequence = queue(engine, prompt, SamplingParams(logprobs=3), task="score")
     run(engine, sequence)
     exact = recomputed_logits(engine.model, prompt).log_softmax(-1)
     for place, (token, got) in enumerate(zip(prompt[1:], sequence.prompt_logprobs, strict=True)):

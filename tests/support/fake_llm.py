@@ -16,6 +16,7 @@ class FakeTokenizer:
     bos_id = None
     stop_ids: frozenset[int] = frozenset()
     adds_leading_space = False
+    tool_format = None
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         return list(map(ord, text))

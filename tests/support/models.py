@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from cierzo.engine import Engine
+from cierzo.engine import Engine, SamplingParams
+from cierzo.engine import Sequence as EngineSequence
 from cierzo.model import ModelConfig, Transformer
 from cierzo.ops import PackedContext
 from cierzo.tokens import ChatError, Message
@@ -34,6 +35,11 @@ def tiny_engine(config: ModelConfig, **options: Any) -> Engine:
     return Engine(tiny_model(config), ByteTokenizer(), **(settings | options))
 
 
+def queue(engine: Engine, prompt: list[int], params: SamplingParams, **options: Any) -> EngineSequence:
+    """A sequence that further steps answer."""
+    return engine.add(engine.prepare(prompt, params, **options))
+
+
 def recomputed_logits(model: Transformer, ids: Sequence[int]) -> torch.Tensor:
     """Scores [len(ids), V] of the whole text at once, without a cache."""
     with torch.inference_mode():
@@ -49,6 +55,7 @@ class ByteTokenizer:
     stop_ids = frozenset({257})
     adds_leading_space = False
     chat_refusal = None
+    tool_format = None
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         return [256] * bos + list(text.encode())

@@ -1,29 +1,40 @@
 """The engine: many sequences through one model and one paged cache, a step at a time."""
 
 import sys
+import time
 from math import ceil
 
 import torch
+from torch import Tensor
 
 from cierzo.engine.blocks import BlockList, BlockPool, blocks_bound
+from cierzo.engine.constrain import Grammars
+from cierzo.engine.metrics import Metrics
 from cierzo.engine.request import SamplingParams
-from cierzo.engine.sampler import choose, token_logprob
+from cierzo.engine.sampler import choose, token_logprobs
 from cierzo.engine.scheduler import Scheduler
-from cierzo.engine.sequence import Sequence
+from cierzo.engine.sequence import Sequence, Task
 from cierzo.engine.stream import TextStream
-from cierzo.errors import CierzoError
+from cierzo.engine.tools import ToolCallParser
+from cierzo.errors import CierzoError, EngineError
 from cierzo.model import Transformer
 from cierzo.ops import PagedCache, PagedContext
 from cierzo.tokens import Tokenizer
 
+Plan = list[tuple[Sequence, int]]
+
 
 class Engine:
-    """Owned by one thread. `add` a request, `step` until its deltas are there, `cancel` it at any time.
+    """Owned by one thread. `add` a sequence, `step` until its deltas are there, `cancel` it at any time.
 
     Args:
         max_seq_len: longest prompt and answer together, in tokens; None lets windowed models go on for ever.
         chunk_size: tokens computed in one step at most.
         cache_tokens: tokens that the cache holds; a windowed sequence never needs more than its window and a chunk.
+        max_running: sequences that are computed together at most.
+
+    Attributes:
+        failure: None, or why the engine cannot go on; then every request fails.
     """
 
     def __init__(
@@ -35,6 +46,7 @@ class Engine:
         cache_tokens: int,
         block_size: int = 16,
         chunk_size: int = 512,
+        max_running: int = 64,
     ) -> None:
         config = model.config
         self.model, self.tokenizer, self.max_seq_len = model, tokenizer, max_seq_len
@@ -55,35 +67,62 @@ class Engine:
             device=model.norm.weight.device,
         )
         self.pools = [BlockPool(count) for count in counts]
-        self.scheduler = Scheduler(self.pools, self.windows, block_size=block_size, chunk_size=chunk_size)
+        self.scheduler = Scheduler(
+            self.pools, self.windows, block_size=block_size, chunk_size=chunk_size, max_running=max_running
+        )
+        self.grammars = Grammars(tokenizer, config.vocab_size)
+        self._metrics = Metrics()
+        self.failure: str | None = None
 
-    def add(
-        self, prompt: list[int], params: SamplingParams, *, continues: bool = False, scoring: bool = False
+    def prepare(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        task: Task = "answer",
+        continues: bool = False,
+        tools: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+        first_scored: int = 1,
+        last_hidden: bool = False,
     ) -> Sequence:
-        """Queue a request; its deltas come with further steps.
+        """Check a request and make it a sequence for `add`. Any thread may do so.
 
         Args:
             prompt: token ids.
+            task: "answer", "score" (log-probabilities of the prompt's tokens) or "embed": see `Sequence`.
             continues: the answer goes on in the prompt's text (a completion), rather than starting one (a chat).
-            scoring: compute the prompt tokens' log-probabilities instead of an answer.
+            tools: read tool calls out of the answer.
+            priority, cache_salt, first_scored, last_hidden: see `Sequence`.
 
         Raises:
-            CierzoError: an empty or too long prompt, or ids outside the vocabulary.
+            CierzoError: an empty or too long prompt, ids outside the vocabulary, or a form that cannot be had.
         """
-        self._check(prompt, params, 0 if scoring else 1)
+        shortest = 1 if task == "answer" else 0
+        self._check(prompt, params, shortest)
         room = sys.maxsize if self.max_seq_len is None else self.max_seq_len - len(prompt)
-        sequence = Sequence(
+        max_answer = min(room, params.max_tokens or room) if shortest else 1
+        self.scheduler.check(len(prompt), max_answer)
+        if not 1 <= first_scored <= len(prompt):
+            raise CierzoError(f"first_scored must be from 1 to {len(prompt)}, not {first_scored}")
+        form = self.tokenizer.tool_format
+        return Sequence(
             prompt,
             params,
-            max_answer=1 if scoring else min(room, params.max_tokens or room),
+            task=task,
+            max_answer=max_answer,
             blocks=[
                 BlockList(pool, w, self.block_size) for pool, w in zip(self.pools, self.windows, strict=True)
             ],
             text=TextStream(self.tokenizer, params.stop, continues=continues),
-            scoring=scoring,
+            tools=ToolCallParser(form) if tools and form else None,
+            constraint=None if params.structure is None else self.grammars.constraint(params.structure),
+            priority=priority,
+            cache_salt=cache_salt,
+            first_scored=first_scored,
+            last_hidden=last_hidden,
         )  # fmt: skip
-        self.scheduler.add(sequence)
-        return sequence
 
     def _check(self, prompt: list[int], params: SamplingParams, shortest: int) -> None:
         if not prompt:
@@ -100,21 +139,61 @@ class Engine:
                 * self.model.config.windowed
             )
 
+    def add(self, sequence: Sequence) -> Sequence:
+        """Queue a sequence; its deltas come with further steps.
+
+        Raises:
+            EngineError: the engine cannot go on.
+        """
+        if self.failure is not None:
+            raise EngineError(self.failure)
+        self.scheduler.add(sequence)
+        return sequence
+
     def cancel(self, sequence: Sequence) -> None:
         """End a request now and free its blocks; harmless when it has ended."""
-        self.scheduler.remove(sequence)
         if sequence.finish_reason is None:
             sequence.end("cancelled")
+            self._remove(sequence)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    @property
+    def metrics(self) -> Metrics:
+        now = self._metrics
+        now.running, now.waiting = len(self.scheduler.running), len(self.scheduler.waiting)
+        now.preemptions = self.scheduler.preemptions
+        now.blocks = sum(pool.size for pool in self.pools)
+        now.free_blocks = sum(pool.free for pool in self.pools)
+        now.named_blocks = sum(pool.named for pool in self.pools)
+        return now
 
     @torch.inference_mode()
-    def step(self) -> None:
-        """Compute the next tokens of everybody whose turn it is."""
+    def step(self) -> list[Sequence]:
+        """Compute the next tokens of everybody whose turn it is; returns those that have new deltas."""
         plan = self.scheduler.plan()
         if not plan:
-            return
-        for sequence, length in plan:
-            for blocks in sequence.blocks:
-                blocks.cover(sequence.computed + length)
+            return []
+        began = time.perf_counter()
+        decoding = sum(sequence.uncomputed == 1 for sequence, _ in plan)
+        tokens = sum(length for _, length in plan)
+        try:
+            computed = self._forward(plan)
+        except Exception as error:
+            return self._apart(plan, error)
+        self._take(plan, *computed)
+        seconds = time.perf_counter() - began
+        self.scheduler.budget.observe(decoding, tokens - decoding, seconds)
+        self._metrics.steps += 1
+        self._metrics.step_time.add(seconds)
+        self._metrics.step_tokens.add(tokens)
+        return [sequence for sequence, _ in plan if sequence.deltas]
+
+    def _forward(self, plan: Plan) -> tuple[Tensor, list[range], Tensor]:
+        """The step's last hidden states [T, dim], wanted rows by sequence, and their scores [R, V]."""
         context = PagedContext(
             self.cache,
             [length for _, length in plan],
@@ -123,39 +202,124 @@ class Engine:
         )
         device = self.cache.device
         tokens = torch.tensor([t for s, n in plan for t in s.ids[s.computed : s.computed + n]], device=device)
+        hidden = self.model.hidden(tokens, context)
         wanted = [
-            range(rows.start, rows.stop) if sequence.scoring else range(rows.stop - 1, rows.stop)
+            self._wanted(sequence, length, rows.start)
             for (sequence, length), rows in zip(plan, context.sequences, strict=True)
-            if sequence.scoring or length == sequence.uncomputed
         ]
-        chosen = torch.tensor([r for rows in wanted for r in rows], dtype=torch.int64, device=device)
-        scores = self.model(tokens, context, chosen)
-        for sequence, length in plan:
-            last = length == sequence.uncomputed
-            if sequence.scoring:
-                self._score(sequence, scores[:length], last)
-                scores = scores[length:]
-            sequence.computed += length
-            for blocks in sequence.blocks:
-                blocks.forget(sequence.computed)
-            if last and not sequence.scoring:
-                self._extend(sequence, scores[0])
-                scores = scores[1:]
+        chosen = torch.tensor([row for rows in wanted for row in rows], dtype=torch.int64, device=device)
+        return hidden, wanted, self.model.scores(hidden, chosen)
+
+    def _wanted(self, sequence: Sequence, length: int, start: int) -> range:
+        """Rows, of a sequence's `length` from `start` on, whose scores are asked for."""
+        if sequence.task == "answer":
+            return range(start + length - (length == sequence.uncomputed), start + length)
+        if sequence.task == "embed":
+            return range(0)
+        first, end = sequence.reusable - sequence.computed, sequence.n_prompt - 1 - sequence.computed
+        return range(start + max(0, first), start + min(length, end))
+
+    def _take(self, plan: Plan, hidden: Tensor, wanted: list[range], scores: Tensor) -> None:
+        """Give every sequence what the step computed for it."""
+        best: list[int] = []
+        if any(sequence.task == "answer" and sequence.params.plain for sequence, _ in plan):
+            best = scores.argmax(-1).tolist()
+        row = start = 0
+        for (sequence, length), rows in zip(plan, wanted, strict=True):
+            sequence.advance(length)
+            own = scores[row : row + len(rows)]
+            try:
+                if sequence.task == "score":
+                    self._score(sequence, own)
+                elif sequence.task == "embed":
+                    self._embed(sequence, hidden[start : start + length])
+                elif rows:
+                    self._extend(sequence, own, best[row] if sequence.params.plain else None)
+            except Exception as error:  # whatever it is, it is this sequence's alone
+                sequence.end("error", _reason(error))
+            row += len(rows)
+            start += length
             if sequence.finish_reason is not None:
-                self.scheduler.remove(sequence)
+                self._remove(sequence)
 
-    def _extend(self, sequence: Sequence, scores: torch.Tensor) -> None:
-        """Choose the next token from scores [V]."""
+    def _extend(self, sequence: Sequence, scores: Tensor, token: int | None) -> None:
+        """Add `token`, or one chosen from scores [1, V]."""
         params = sequence.params
-        token = choose(scores, params, sequence.ids, sequence.n_prompt, sequence.generator)
-        logprob = None if params.logprobs is None else token_logprob(scores, token, params.logprobs)
+        if token is None:
+            allowed = None if sequence.constraint is None else sequence.constraint.allowed()
+            token = choose(scores[0], params, sequence.ids, sequence.n_prompt, sequence.generator, allowed)
+        logprob = None if params.logprobs is None else token_logprobs(scores, [token], params.logprobs)[0]
         stops = token in params.stop_token_ids or (token in self.tokenizer.stop_ids and not params.ignore_eos)
+        before = sequence.last_token
         sequence.accept(token, logprob, stops)
+        self._metrics.generated_tokens += 1
+        if before:
+            self._metrics.time_between_tokens.add(sequence.last_token - before)
+        else:
+            self._metrics.time_to_first_token.add(sequence.last_token - sequence.added)
 
-    def _score(self, sequence: Sequence, scores: torch.Tensor, last: bool) -> None:
-        """Read the log-probabilities of prompt tokens from scores [n, V] of the tokens before them."""
-        following = sequence.ids[sequence.computed + 1 : sequence.computed + 1 + len(scores)]
-        top = sequence.params.logprobs or 0
-        sequence.prompt_logprobs += [token_logprob(row, t, top) for row, t in zip(scores, following, strict=False)]
-        if last:
+    def _score(self, sequence: Sequence, scores: Tensor) -> None:
+        """Log-probabilities of the next unscored prompt tokens, from scores [n, V] of the tokens before them."""
+        first = sequence.first_scored + len(sequence.prompt_logprobs)
+        following = sequence.ids[first : first + len(scores)]
+        sequence.prompt_logprobs += token_logprobs(scores, following, sequence.params.logprobs or 0)
+        if not sequence.uncomputed:
             sequence.end("length")
+
+    def _embed(self, sequence: Sequence, hidden: Tensor) -> None:
+        """Add what the last layer leaves for a chunk's tokens, hidden [n, dim], after the final norm."""
+        if sequence.last_hidden:
+            sequence.hidden_sum = self.model.normed(hidden[-1:]).double().sum(0)
+        else:
+            summed = self.model.normed(hidden).double().sum(0)
+            sequence.hidden_sum = summed if sequence.hidden_sum is None else sequence.hidden_sum + summed
+        if not sequence.uncomputed:
+            sequence.end("length")
+
+    def _remove(self, sequence: Sequence) -> None:
+        """Forget a sequence that has ended."""
+        self.scheduler.remove(sequence)
+        self._metrics.finished[str(sequence.finish_reason)] += 1
+        self._metrics.prompt_tokens += sequence.n_prompt if sequence.computed else 0
+        self._metrics.cached_tokens += sequence.cached_tokens
+        self._metrics.request_time.add(time.perf_counter() - sequence.added)
+
+    def _apart(self, plan: Plan, error: Exception) -> list[Sequence]:
+        """The step failed: run its sequences one by one, so that only those fail whose fault it is."""
+        failed = 0
+        for part in plan:
+            try:
+                if len(plan) == 1:
+                    raise error
+                self._take([part], *self._forward([part]))
+            except Exception as own:
+                failed += 1
+                part[0].end("error", _reason(own))
+                self._remove(part[0])
+        if failed == len(plan) and not self._alive():
+            self.fail(_reason(error))
+        return [sequence for sequence, _ in plan if sequence.deltas]
+
+    def _alive(self) -> bool:
+        """Whether the model still computes anything: its first token, with the first block of a pool."""
+        probe = self.prepare([self.tokenizer.bos_id or 0], SamplingParams(), task="embed")
+        try:
+            for blocks in probe.blocks:
+                blocks.cover(1)
+            self._forward([(probe, 1)])
+        except Exception:
+            return False
+        finally:
+            probe.release()
+        return True
+
+    def fail(self, reason: str) -> None:
+        """End everything: the engine cannot go on."""
+        self.failure = f"the engine has stopped: {reason}"
+        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+            sequence.end("error", self.failure)
+            self._remove(sequence)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, CierzoError) else f"{type(error).__name__}: {error}"

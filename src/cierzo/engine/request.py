@@ -4,11 +4,25 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from cierzo.errors import CierzoError
+from cierzo.errors import CierzoError, EngineError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an answer's text must be. Masks make every other token impossible (`cierzo.engine.constrain`).
+
+    Attributes:
+        kind: "json" (any JSON object), "json_schema" (of `value`, a mapping or its JSON text), "regex" (that the whole
+            answer matches), "choice" (one of the texts of `value`), "grammar" (Lark, as llguidance reads it).
+        value: what `kind` says; nothing for "json".
+    """
+
+    kind: Literal["json", "json_schema", "regex", "choice", "grammar"]
+    value: Any = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class SamplingParams:
         ignore_eos: go on past the model's own end tokens (for measurements).
         logprobs: None, or the number of best tokens to report with each token's log-probability; of the model's own
             distribution, before any of the above.
+        structure: what the answer's text must be.
     """
 
     temperature: float = 0.7
@@ -51,6 +66,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         _number(self, "temperature", 0, 100)
@@ -69,6 +85,12 @@ class SamplingParams:
         for value in self.logit_bias.values():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise CierzoError(f"logit_bias must map token ids to finite numbers, not to {value!r}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model's best token is always taken."""
+        untouched = self.repetition_penalty == 1 and not (self.presence_penalty or self.frequency_penalty)
+        return self.temperature == 0 and untouched and not self.logit_bias and self.structure is None
 
     def for_sample(self, number: int) -> "SamplingParams":
         """The same for one of several samples of a prompt: each draws from a seed of its own."""
@@ -109,19 +131,42 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, and seconds since the request was added: to the first token, and to the last."""
+    """Tokens, and seconds since the request was added: to the first token, and to the last.
+
+    `cached_tokens` of the prompt were not computed, since blocks of an earlier text held them.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     time_to_first_token: float
     seconds: float
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ToolCallDelta:
+    """A piece of the answer's tool call number `index`: the first has `id` and `name`, all a part of the JSON text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that the model asks for; `arguments` is JSON text as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
 class Delta:
     """A piece of an answer. `text` may lag behind `token_ids` while half a character or a stop text is held back.
 
-    The last one has a `finish_reason` (an end token or stop text, the length, or a cancel) and the `usage`.
+    The last one has a `finish_reason` (an end token or stop text, the length, a cancel, or an `error`) and the `usage`.
     """
 
     text: str
@@ -129,6 +174,8 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,18 +187,35 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @classmethod
     def of(cls, deltas: Iterable[Delta]) -> "Completion":
-        """The pieces put together; the last one must be among them."""
+        """The pieces put together; the last one must be among them.
+
+        Raises:
+            EngineError: the answer ended by one.
+        """
         pieces = list(deltas)
         last = pieces[-1]
         assert last.finish_reason is not None, "the last piece is missing"
         assert last.usage is not None
+        if last.error is not None:
+            raise EngineError(last.error)
         return cls(
             "".join(p.text for p in pieces),
             tuple(t for p in pieces for t in p.token_ids),
             last.finish_reason,
             last.usage,
             tuple(t for p in pieces for t in p.logprobs),
+            _whole_calls(d for p in pieces for d in p.tool_calls),
         )
+
+
+def _whole_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    calls: list[ToolCall] = []
+    for delta in deltas:
+        if delta.index == len(calls):
+            calls.append(ToolCall(delta.id or "", delta.name or "", ""))
+        calls[delta.index] = replace(calls[delta.index], arguments=calls[delta.index].arguments + delta.arguments)
+    return tuple(calls)

@@ -8,11 +8,13 @@ from torch import Tensor
 from cierzo.engine.request import SamplingParams, TokenLogprob
 
 
-def token_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
-    """The model's own log-probabilities, from scores [V]: of `token`, and of the `top` best."""
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """The model's own log-probabilities, from scores [n, V]: of each row's token, and of the `top` best there."""
     logprobs = logits.log_softmax(-1)
-    values, ids = logprobs.topk(min(top, logprobs.numel()))
-    return TokenLogprob(token, logprobs[token].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    of_tokens = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device).unsqueeze(1))
+    values, ids = logprobs.topk(min(top, logprobs.shape[1])) if top else (logprobs[:, :0], logprobs[:, :0].long())
+    best = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [TokenLogprob(*three) for three in zip(tokens, of_tokens.flatten().tolist(), best, strict=True)]
 
 
 def adjusted(logits: Tensor, params: SamplingParams, ids: Sequence[int], n_prompt: int) -> Tensor:
@@ -52,10 +54,17 @@ def distribution(scores: Tensor, params: SamplingParams) -> Tensor:
 
 
 def choose(
-    logits: Tensor, params: SamplingParams, ids: Sequence[int], n_prompt: int, generator: torch.Generator
+    logits: Tensor,
+    params: SamplingParams,
+    ids: Sequence[int],
+    n_prompt: int,
+    generator: torch.Generator,
+    allowed: Tensor | None = None,
 ) -> int:
-    """The next token for scores [V]. Draws one number from `generator` unless the temperature is 0."""
+    """The next token for scores [V], of those `allowed` [V]. Draws one number unless the temperature is 0."""
     scores = adjusted(logits, params, ids, n_prompt)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
     if params.temperature == 0:
         return int(scores.argmax())
     cumulative = distribution(scores, params).cumsum(0)

@@ -1,69 +1,151 @@
 """Who is computed next.
 
-Each step takes one token of every sequence that is decoding, then prompts in order of arrival, in chunks, until
-`chunk_size` tokens are together. A sequence is admitted when the most blocks that it can ever hold are not promised to
-others, so no step can run out of blocks.
+Each step takes one token of every sequence that is decoding, then prompts in chunks, as many tokens as the budget
+allows. Sequences stand in a row by priority and then by arrival: who stands further in front is admitted first, and
+when the cache is full, who stands last gives its blocks to those before it and is computed again later (preemption by
+recomputation: what it has said stays, and blocks that nobody took meanwhile are found again). The first of the row
+can always take what it needs, so everybody's turn comes.
 """
 
-from collections import deque
+from bisect import insort
 
-from cierzo.engine.blocks import BlockPool, blocks_bound
+from cierzo.engine.blocks import BlockPool, blocks_bound, cached_prefix
+from cierzo.engine.budget import StepBudget
 from cierzo.engine.sequence import Sequence
 from cierzo.errors import CierzoError
 from cierzo.ops import Window
 
 
 class Scheduler:
+    """`waiting` and `running` stand in the order of their rank.
+
+    Args:
+        pools, windows: of each window group.
+        chunk_size: tokens computed in one step at most.
+        max_running: sequences that decode together at most.
+    """
+
     def __init__(
-        self, pools: list[BlockPool], windows: list[Window | None], *, block_size: int, chunk_size: int
+        self,
+        pools: list[BlockPool],
+        windows: list[Window | None],
+        *,
+        block_size: int,
+        chunk_size: int,
+        max_running: int,
     ) -> None:
         self.pools, self.windows = pools, windows
-        self.block_size, self.chunk_size = block_size, chunk_size
-        self.waiting: deque[Sequence] = deque()
+        self.block_size, self.max_running = block_size, max_running
+        self.chunk_size = chunk_size
+        self.budget = StepBudget(chunk_size)
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemptions = 0
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+    def check(self, n_prompt: int, max_answer: int) -> None:
+        """Whether a sequence could run, at least alone.
 
         Raises:
-            CierzoError: it could not run even alone.
+            CierzoError: the cache is too small for it.
         """
-        # The last token of an answer is never computed.
-        longest = sequence.n_prompt + sequence.max_answer - 1
-        need = tuple(blocks_bound(window, longest, self.chunk_size, self.block_size) for window in self.windows)
-        for blocks, pool in zip(need, self.pools, strict=True):
+        longest = n_prompt + max_answer - 1  # the last token of an answer is never computed
+        for window, pool in zip(self.windows, self.pools, strict=True):
+            blocks = blocks_bound(window, longest, self.chunk_size, self.block_size)
             if blocks > pool.size:
                 raise CierzoError(
-                    f"{sequence.n_prompt} prompt tokens with an answer of up to {sequence.max_answer} need a cache of "
+                    f"{n_prompt} prompt tokens with an answer of up to {max_answer} need a cache of "
                     f"{blocks * self.block_size} tokens, and it holds {pool.size * self.block_size}: "
                     "raise cache_tokens or lower max_tokens"
                 )
-        sequence.reserved = need
-        self.waiting.append(sequence)
+
+    def add(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=_rank)
 
     def plan(self) -> list[tuple[Sequence, int]]:
-        """The sequences of the next step, each with the number of its tokens to compute."""
-        while self.waiting and self._fits(self.waiting[0]):
-            self.running.append(self.waiting.popleft())
-        budget = self.chunk_size
+        """The sequences of the next step, each with the number of its tokens to compute and with blocks for them."""
+        self._admit()
+        budget = self.budget.prompt_tokens(sum(s.uncomputed == 1 for s in self.running))
         step = []
-        for sequence in sorted(self.running, key=lambda s: s.uncomputed > 1):  # stable: decodes first, then by arrival
-            tokens = min(sequence.uncomputed, budget)
-            if tokens:
+        place = 0
+        while place < len(self.running):  # preempting takes from its end
+            sequence = self.running[place]
+            place += 1
+            if sequence.uncomputed > 1:
+                self._reuse(sequence)
+            prompt = sequence.uncomputed > 1
+            tokens = min(sequence.uncomputed, budget) if prompt else 1
+            if tokens and self._make_room(sequence, tokens):
                 step.append((sequence, tokens))
-                budget -= tokens
+                budget -= tokens * prompt
         return step
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks; harmless when it is not here."""
-        for blocks in sequence.blocks:
-            blocks.release()
-        for queue in (self.running, self.waiting):
-            if sequence in queue:
-                queue.remove(sequence)
+        sequence.release()
+        for row in (self.running, self.waiting):
+            if sequence in row:
+                row.remove(sequence)
+
+    def _admit(self) -> None:
+        """Let in who stands in front while there is memory, at the expense of those with a lower priority."""
+        while self.waiting and len(self.running) < self.max_running:
+            first = self.waiting[0]
+            while not self._fits(first) and self.running and _rank(self.running[-1]) > _rank(first):
+                self._preempt()
+            if not self._fits(first):
+                return
+            insort(self.running, self.waiting.pop(0), key=_rank)
 
     def _fits(self, sequence: Sequence) -> bool:
-        return all(
-            sum(other.reserved[g] for other in self.running) + sequence.reserved[g] <= pool.size
-            for g, pool in enumerate(self.pools)
-        )
+        """Whether all known tokens of a waiting sequence find room, and a block for each one that runs."""
+        names = self._known_names(sequence)
+        spare = len(self.running)
+        for blocks, window, pool in zip(sequence.blocks, self.windows, self.pools, strict=True):
+            need = blocks_bound(window, len(sequence.ids), self.chunk_size, self.block_size)
+            found = (pool.find(name) for name in names[blocks.oldest(len(names) * self.block_size) :])
+            need -= sum(block is not None and pool.held(block) for block in found)
+            if need + spare > pool.free:
+                return False
+        return True
+
+    def _known_names(self, sequence: Sequence) -> list[bytes]:
+        """Names of the blocks at the sequence's beginning that need not be computed."""
+        names = sequence.block_names(sequence.reusable // self.block_size)
+        return names[: cached_prefix(sequence.blocks, names)]
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Take over blocks that others have computed, if they reach further than the sequence's own."""
+        if sequence.computed % self.block_size:
+            return
+        number = sequence.computed // self.block_size
+        names = sequence.block_names(sequence.reusable // self.block_size)[number:]
+        if not names or (number and any(blocks.pool.find(names[0]) is None for blocks in sequence.blocks)):
+            return  # quickly said for most
+        known = self._known_names(sequence)
+        if len(known) > number:
+            for blocks in sequence.blocks:
+                blocks.adopt(known)
+            sequence.adopted(len(known) * self.block_size)
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Take blocks for the sequence's next tokens; False if those before it hold them."""
+        length = sequence.computed + tokens
+        while any(blocks.missing(length) > blocks.pool.free for blocks in sequence.blocks):
+            if self.running[-1] is sequence:
+                return False
+            self._preempt()
+        for blocks in sequence.blocks:
+            blocks.cover(length)
+        return True
+
+    def _preempt(self) -> None:
+        """Send the last of those that run back to the waiting ones."""
+        sequence = self.running.pop()
+        sequence.preempt()
+        self.preemptions += 1
+        insort(self.waiting, sequence, key=_rank)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    """Lower stands in front."""
+    return sequence.priority, sequence.number

@@ -155,7 +155,15 @@ class Transformer(nn.Module):
             return []
         return [layer.weights() for layer in self.layers]  # type: ignore[operator]
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The final norm of `hidden` [T, dim]: what embeddings are made of."""
+        return ops.rms_norm(hidden, self.norm.weight, self.config.norm_eps)
+
+    def scores(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Float32 scores of the next token, [T, dim] -> [R, vocab_size], of the chosen rows [R] (all when None)."""
+        head = self.tok_embeddings if self.output is None else self.output
+        return ops.logits(hidden, self.norm.weight, head.weight, rows, eps=self.config.norm_eps)
+
     def forward(self, tokens: Tensor, context: AttentionContext, rows: Tensor | None = None) -> Tensor:
         """Float32 scores of the next token, [T] -> [R, vocab_size], for the chosen flat rows [R] (all when None)."""
-        head = self.tok_embeddings if self.output is None else self.output
-        return ops.logits(self.hidden(tokens, context), self.norm.weight, head.weight, rows, eps=self.config.norm_eps)
+        return self.scores(self.hidden(tokens, context), rows)

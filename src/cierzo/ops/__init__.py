@@ -6,8 +6,9 @@ reference, which training uses as well.
 
 from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedContext, PagedCache, PagedContext, Rows
 from cierzo.ops.machine import Machine, machine
+from cierzo.ops.memory import free_memory
 from cierzo.ops.packed import GGML_GRIDS, Format, PackedMatrix, from_blocks, pack, packed_shape, quantize
-from cierzo.ops.reference import Expert, Rotation, Weight
+from cierzo.ops.reference import Expert, Rotation, Weight, rms_norm
 from cierzo.ops.seam import (
     LayerWeights,
     attend,
@@ -45,6 +46,7 @@ __all__ = [
     "down",
     "embed",
     "first_visible",
+    "free_memory",
     "from_blocks",
     "gate_up",
     "logits",
@@ -55,6 +57,7 @@ __all__ = [
     "project_out",
     "project_qkv",
     "quantize",
+    "rms_norm",
     "rotation",
     "run_layers",
     "runs_layers",

@@ -66,26 +66,33 @@ def _threads() -> int:
             raise CierzoError(f"CIERZO_THREADS must be a whole number from 1 to 1024, not {given!r}")
         return int(given)
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
+    cores = {
+        read_text(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed
+    }
     return max(1, min(len(cores), int(_cgroup_cpus())))
 
 
 def _cgroup_cpus() -> float:
     """CPUs' worth of time that control groups (version 2, then 1) leave to this process: the least of its groups'."""
-    own = next((line[3:] for line in _read("/proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
-    folders = [Path(own), *Path(own).parents]
-    limits = [_read(f"/sys/fs/cgroup{folder}/cpu.max").split() for folder in folders]
+    limits = [read_text(f"{folder}/cpu.max").split() for folder in cgroup_folders()]
     v1 = "/sys/fs/cgroup/cpu/cpu.cfs_"
-    limits.append([_read(f"{v1}quota_us"), _read(f"{v1}period_us")])
+    limits.append([read_text(f"{v1}quota_us"), read_text(f"{v1}period_us")])
     # "max", -1 or nothing means no limit.
     return min((int(a) / int(b) for a, b in filter(_two_numbers, limits)), default=1024)
+
+
+def cgroup_folders() -> list[Path]:
+    """Of this process's control group (version 2) and those around it."""
+    own = next((line[3:] for line in read_text("/proc/self/cgroup").splitlines() if line.startswith("0::")), "/")
+    return [Path("/sys/fs/cgroup", *folder.parts[1:]) for folder in [Path(own), *Path(own).parents]]
 
 
 def _two_numbers(words: list[str]) -> bool:
     return len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words)
 
 
-def _read(path: str) -> str:
+def read_text(path: str) -> str:
+    """What a file of the kernel says; nothing if there is none."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:

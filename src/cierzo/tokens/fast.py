@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cierzo.errors import WeightsError
-from cierzo.tokens.interface import ChatError, Message, encoding, reading
+from cierzo.tokens.interface import ChatError, Message, ToolFormat, encoding, reading
 from cierzo.tokens.template import ChatTemplate
 from cierzo.weights.source import shown
 
@@ -47,6 +47,10 @@ class FastTokenizer:
     @property
     def chat_refusal(self) -> str | None:
         return None if self._template else NO_TEMPLATE
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        return self._template.tool_format if self._template else None
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         ids = _encoded(self._library, text)

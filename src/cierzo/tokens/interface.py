@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cierzo.errors import CierzoError, WeightsError
 
@@ -43,6 +44,21 @@ def encoding(text: str) -> AbstractContextManager[None]:
     return telling(CierzoError, f"the model's tokenizer cannot encode this text of {len(text)} characters")
 
 
+@dataclass(frozen=True)
+class ToolFormat:
+    """How a model writes tool calls; `cierzo.engine.tools` reads them.
+
+    Attributes:
+        begin, arguments, end: control tokens that begin a call or a list of calls, stand between name and arguments,
+            and end it; each empty where the format has none or spells it in text.
+    """
+
+    style: Literal["mistral", "mistral-arguments", "chatml"]
+    begin: frozenset[int] = frozenset()
+    arguments: frozenset[int] = frozenset()
+    end: frozenset[int] = frozenset()
+
+
 class Tokenizer(Protocol):
     """Text to ids and back. Only `encode_chat` and `bos` make control tokens; no text ever becomes one."""
 
@@ -65,6 +81,11 @@ class Tokenizer(Protocol):
     @property
     def chat_refusal(self) -> str | None:
         """None, or why `encode_chat` would refuse any chat."""
+        ...
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None when its template has no place for tools."""
         ...
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:

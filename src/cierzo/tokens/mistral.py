@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.fast import NO_TEMPLATE
-from cierzo.tokens.interface import ChatError, Message, encoding, reading, telling
+from cierzo.tokens.interface import ChatError, Message, ToolFormat, encoding, reading, telling
 from cierzo.tokens.messages import checked
 from cierzo.tokens.sentencepiece import piece_bytes, read_model
 from cierzo.weights.source import read_json, whole
@@ -44,6 +44,20 @@ class MistralTokenizer:
     @property
     def chat_refusal(self) -> str | None:
         return None if self._instruct else NO_TEMPLATE
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        if not self._instruct or self.version in ("v1", "v11"):  # v11 writes an id between name and arguments
+            return None
+        begin, arguments = self._controls("[TOOL_CALLS]"), self._controls("[ARGS]")
+        return ToolFormat("mistral-arguments" if arguments else "mistral", begin, arguments)
+
+    def _controls(self, spelled: str) -> frozenset[int]:
+        """The control token that is spelled so, if there is one."""
+        if self._pieces is not None:
+            token: int = self._pieces.piece_to_id(spelled)
+            return frozenset([token] if self._pieces.is_control(token) else [])
+        return frozenset(t["rank"] for t in self._text._all_special_tokens if t["token_str"] == spelled)
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         with encoding(text):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cierzo.tokens.fast import NO_TEMPLATE, sentencepiece_bytes
-from cierzo.tokens.interface import ChatError, Message, encoding, reading
+from cierzo.tokens.interface import ChatError, Message, ToolFormat, encoding, reading
 from cierzo.tokens.template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class SentencePieceTokenizer:
     @property
     def chat_refusal(self) -> str | None:
         return None if self._template else NO_TEMPLATE
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        return self._template.tool_format if self._template else None
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         ids = self._encoded(text)

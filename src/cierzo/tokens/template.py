@@ -10,9 +10,9 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from cierzo.tokens.interface import ChatError, Message, TemplateRefusalError
+from cierzo.tokens.interface import ChatError, Message, TemplateRefusalError, ToolFormat
 from cierzo.tokens.messages import checked, merged, with_parsed_arguments
 from cierzo.tokens.sandbox import TemplateSandbox
 
@@ -28,6 +28,11 @@ _MARK = "\N{OBJECT REPLACEMENT CHARACTER}\N{WORD JOINER}\N{OBJECT REPLACEMENT CH
 
 
 class ChatTemplate(Protocol):
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How answers by this template write tool calls; None when it has no place for tools."""
+        ...
+
     def pieces(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Piece]:
         """The conversation, ready for an answer.
 
@@ -96,11 +101,11 @@ class JinjaTemplate:
     def __init__(self, source: str, controls: Mapping[str, int], names: Mapping[str, str]) -> None:
         self._sandbox = TemplateSandbox(source)
         self._controls, self._names = ControlTokens(controls), dict(names)
-        self._has_tools = re.search(r"\btools\b", source) is not None
+        self.tool_format = _tool_format(source, controls)
 
     def pieces(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> list[Piece]:
         messages = with_parsed_arguments(checked(messages))
-        if not self._has_tools and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
+        if self.tool_format is None and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
             raise ChatError("this model's chat template has no place for tools: leave them out")
         try:
             rendered = self._render(messages, tools)
@@ -124,8 +129,24 @@ class JinjaTemplate:
         )
 
 
+def _tool_format(source: str, controls: Mapping[str, int]) -> ToolFormat | None:
+    """The format of tool calls that a template shows; Hermes', which most ChatML models learnt, if it shows none."""
+    if re.search(r"\btools\b", source) is None:
+        return None
+
+    def ids(spelled: str) -> frozenset[int]:
+        return frozenset([controls[spelled]] if spelled in controls else [])
+
+    if ids("[TOOL_CALLS]"):
+        style: Literal["mistral", "mistral-arguments"] = "mistral-arguments" if "[ARGS]" in source else "mistral"
+        return ToolFormat(style, ids("[TOOL_CALLS]"), ids("[ARGS]"))
+    return ToolFormat("chatml", ids("<tool_call>"), end=ids("</tool_call>"))
+
+
 class Llama2Template:
     """Llama 2's chat format (the model's own code: `[INST]`, `<<SYS>>`), which has neither tools nor control tokens."""
+
+    tool_format = None
 
     def __init__(self, bos_id: int, eos_id: int) -> None:
         self._bos, self._eos = bos_id, eos_id

@@ -1,0 +1,140 @@
+"""The asynchronous face: the same model for many who ask at the same time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cierzo.engine import Delta, EngineThread, Metrics, SamplingParams, TokenLogprob
+from cierzo.engine import Sequence as EngineSequence
+from cierzo.errors import EngineError
+from cierzo.loading import Loaded
+from cierzo.tokens import Message
+
+
+class AsyncLLM:
+    """A loaded model on a thread of its own, for one event loop or several.
+
+    What is slow about a request besides the model (templates, tokenizing, grammars) runs on threads as well, so the
+    loop stays free.
+
+    Args:
+        loaded: as `cierzo.load_engine` gives it.
+        max_waiting: requests that wait for their turn at most; further ones are refused with `QueueFullError`.
+    """
+
+    def __init__(self, loaded: Loaded, *, max_waiting: int = 256) -> None:
+        self._loaded = loaded
+        self.name, self.card = loaded.name, loaded.card
+        self.tokenizer, self.config = loaded.engine.tokenizer, loaded.engine.model.config
+        self.max_seq_len = loaded.engine.max_seq_len
+        self._thread = EngineThread(loaded.engine, max_waiting=max_waiting)
+
+    @property
+    def metrics(self) -> Metrics:
+        """What was computed since the model was loaded."""
+        return self._loaded.engine.metrics
+
+    @property
+    def pending(self) -> int:
+        """Requests that run or wait."""
+        return self._thread.pending
+
+    @property
+    def failure(self) -> str | None:
+        """Why the engine cannot go on, if so."""
+        return self._loaded.engine.failure
+
+    async def encode_chat(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation by the model's own template, ready for an answer."""
+        return await asyncio.to_thread(self.tokenizer.encode_chat, messages, tools)
+
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of a text, after the begin-of-text token."""
+        return await asyncio.to_thread(self.tokenizer.encode, text, bos=True)
+
+    async def answer(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        *,
+        continues: bool = False,
+        tools: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncGenerator[Delta, None]:
+        """Queue a prompt; returns its answer, piece by piece. Closing the generator cancels the request.
+
+        Args:
+            continues, tools, priority, cache_salt: see `Engine.prepare`.
+
+        Raises:
+            QueueFullError: too many requests wait.
+            CierzoError: what the caller can mend.
+        """
+        sequence = await asyncio.to_thread(
+            self._loaded.engine.prepare, prompt, params,
+            continues=continues, tools=tools, priority=priority, cache_salt=cache_salt,
+        )  # fmt: skip
+        wake = self._submit(sequence)
+
+        async def deltas() -> AsyncGenerator[Delta, None]:
+            try:
+                while True:
+                    while sequence.deltas:
+                        delta = sequence.deltas.popleft()
+                        yield delta
+                        if delta.finish_reason is not None:
+                            return
+                    wake.clear()
+                    if not sequence.deltas:
+                        await wake.wait()
+            finally:
+                self._thread.cancel(sequence)
+
+        return deltas()
+
+    async def score(self, prompt: list[int], *, top: int = 0, first: int = 1) -> tuple[TokenLogprob, ...]:
+        """As `LLM.score`, of one prompt."""
+        sequence = await asyncio.to_thread(
+            self._loaded.engine.prepare, prompt, SamplingParams(logprobs=top), task="score", first_scored=first
+        )
+        await self._finish(sequence)
+        return tuple(sequence.prompt_logprobs)
+
+    async def embed(self, prompt: list[int], *, pooling: str = "mean") -> Tensor:
+        """As `LLM.embed`, of one prompt."""
+        sequence = await asyncio.to_thread(
+            self._loaded.engine.prepare, prompt, SamplingParams(), task="embed", last_hidden=pooling == "last"
+        )
+        await self._finish(sequence)
+        return sequence.embedding()
+
+    async def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, answer (or with `drain` false cancel) those that are pending, and stop."""
+        await asyncio.to_thread(self._thread.close, drain=drain)
+
+    def _submit(self, sequence: EngineSequence) -> asyncio.Event:
+        """Queue a sequence; the event is set after each of its new deltas."""
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(woken.set)
+
+        self._thread.submit(sequence, wake)
+        return woken
+
+    async def _finish(self, sequence: EngineSequence) -> None:
+        woken = self._submit(sequence)
+        try:
+            while sequence.finish_reason is None:
+                woken.clear()
+                if sequence.finish_reason is None:
+                    await woken.wait()
+        finally:
+            self._thread.cancel(sequence)
+        if sequence.error is not None:
+            raise EngineError(sequence.error)

@@ -1,0 +1,103 @@
+"""An engine on a thread of its own, so that those who ask never compute and those who compute never wait."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Literal
+
+from cierzo.engine.engine import Engine
+from cierzo.engine.sequence import Sequence
+from cierzo.errors import QueueFullError
+
+Wake = Callable[[], None]
+_Order = tuple[Literal["add", "cancel", "close"], Sequence | None]
+
+
+class EngineThread:
+    """Steps an engine while it has work. All methods may be called from any thread.
+
+    A submitted sequence's `deltas` grow from the engine's thread; `wake` is called there after each time.
+
+    Args:
+        max_waiting: sequences that wait for their turn at most, besides those that run.
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
+        self.engine, self.max_waiting = engine, max_waiting
+        self._orders: SimpleQueue[_Order] = SimpleQueue()
+        self._wakes: dict[Sequence, Wake] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="cierzo-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Sequences that were submitted and have not ended."""
+        return len(self._wakes)
+
+    def submit(self, sequence: Sequence, wake: Wake) -> None:
+        """Queue a prepared sequence.
+
+        Raises:
+            QueueFullError: too many are waiting; it was not queued.
+        """
+        with self._lock:
+            if self._closing:
+                raise QueueFullError("the engine is shutting down: try again later")
+            if len(self._wakes) >= self.engine.scheduler.max_running + self.max_waiting:
+                raise QueueFullError(f"{len(self._wakes)} requests are running or waiting: try again later")
+            self._wakes[sequence] = wake
+        self._orders.put(("add", sequence))
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence before the next step; harmless when it has ended."""
+        if sequence.finish_reason is None:
+            self._orders.put(("cancel", sequence))
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take nothing more; answer what is pending, or with `drain` false cancel it; then end the thread."""
+        with self._lock:
+            self._closing = True
+            left = [] if drain else list(self._wakes)
+        for sequence in left:
+            self.cancel(sequence)
+        self._orders.put(("close", None))
+        self._thread.join()
+
+    def _run(self) -> None:
+        engine, closing = self.engine, False
+        while engine.busy or not closing:
+            while not self._orders.empty() or not (engine.busy or closing):
+                order, sequence = self._orders.get()
+                closing = closing or order == "close"
+                if sequence is not None:
+                    self._obey(order, sequence)
+            try:
+                changed = engine.step()
+            except Exception as error:  # a fault of ours, not of a request: nothing can be trusted any more
+                engine.fail(f"{type(error).__name__}: {error}")
+                changed = list(self._wakes)
+            for sequence in changed:
+                self._tell(sequence)
+
+    def _obey(self, order: str, sequence: Sequence) -> None:
+        if order == "cancel":
+            self.engine.cancel(sequence)
+        elif self.engine.failure is not None:
+            sequence.end("error", self.engine.failure)
+        else:
+            self.engine.add(sequence)
+        if sequence.finish_reason is not None:
+            self._tell(sequence)
+
+    def _tell(self, sequence: Sequence) -> None:
+        ended = sequence.finish_reason is not None
+        wake = self._wakes.pop(sequence, None) if ended else self._wakes.get(sequence)
+        if wake is None:
+            return
+        try:
+            wake()
+        except RuntimeError:  # the event loop of who asked is closed
+            self._wakes.pop(sequence, None)
+            self.engine.cancel(sequence)
