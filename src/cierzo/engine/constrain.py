@@ -97,13 +97,13 @@ class Constraint:
         self._mask: Future[Any] = thread.submit(matcher.compute_bitmask)
 
     def allowed(self) -> torch.Tensor:
-        """Which tokens may come next: [V], bool."""
-        bits = np.frombuffer(self._mask.result(), dtype=np.uint8)
+        """Which tokens may come next: a bit a token, uint8, lowest bit first."""
+        bits = np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
+        mask = np.frombuffer(self._mask.result(), dtype=np.uint8)
         self._check()
-        mask = np.zeros(self._vocab_size, dtype=np.uint8)
-        unpacked = np.unpackbits(bits, bitorder="little", count=min(len(bits) * 8, self._vocab_size))
-        mask[: len(unpacked)] = unpacked
-        return torch.from_numpy(mask).bool()
+        length = min(len(bits), len(mask))
+        bits[:length] = mask[:length]
+        return torch.from_numpy(bits)
 
     def accept(self, token: int) -> bool:
         """A token was chosen; True if the answer is whole and nothing can follow."""

@@ -86,12 +86,6 @@ class SamplingParams:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise CierzoError(f"logit_bias must map token ids to finite numbers, not to {value!r}")
 
-    @property
-    def plain(self) -> bool:
-        """Whether the model's best token is always taken."""
-        untouched = self.repetition_penalty == 1 and not (self.presence_penalty or self.frequency_penalty)
-        return self.temperature == 0 and untouched and not self.logit_bias and self.structure is None
-
     def for_sample(self, number: int) -> "SamplingParams":
         """The same for one of several samples of a prompt: each draws from a seed of its own."""
         return self if self.seed is None or number == 0 else replace(self, seed=(self.seed + number) % 2**63)

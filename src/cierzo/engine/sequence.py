@@ -1,12 +1,12 @@
 """One request while the engine works on it."""
 
+import random
 import time
 from collections import deque
 from hashlib import blake2b
 from itertools import count
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from cierzo.engine.blocks import BlockList, block_name
@@ -64,11 +64,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.deltas: deque[Delta] = deque()
-        self.generator = torch.Generator()
-        if params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(params.seed)
+        self.generator = random.Random(params.seed)
         self._names = [blake2b(cache_salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()]
         self.added = time.perf_counter()
         self.first_token = self.last_token = 0.0
