@@ -147,7 +147,7 @@ def test_the_kernel_chooses_what_the_reference_does(
     allowed = None if mask is None else torch.tensor(list(mask), dtype=torch.uint8)
     draw = Draw(torch.tensor(scores), temperature, top_k, top_p, min_p, number, allowed)
     [token] = sample([draw])
-    # Weights are float32 there: a number at the edge between two tokens, or a token at a limit, may fall to either side.
+    # Its weights are float32: a number at the edge between two tokens, or a token at a limit, may fall to either side.
     near = [
         draw._replace(
             draw=min(max(number + shift, 0.0), 1.0),

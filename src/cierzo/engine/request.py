@@ -160,7 +160,7 @@ class ToolCall:
 class Delta:
     """A piece of an answer. `text` may lag behind `token_ids` while half a character or a stop text is held back.
 
-    The last one has a `finish_reason` (an end token or stop text, the length, a cancel, or an `error`) and the `usage`.
+    The last one has a `finish_reason` (an end token or a `stop_text`, the length, a cancel, or an `error`) and `usage`.
     """
 
     text: str
@@ -169,6 +169,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    stop_text: str | None = None
     error: str | None = None
 
 

@@ -129,9 +129,9 @@ class Sequence:
             self.first_token = self.last_token
         self.ids.append(token)
         text = "" if stops else self.text.push(token)
-        if self.constraint is not None and not stops and not self.text.stopped:
+        if self.constraint is not None and not stops and self.text.stopped is None:
             stops = self.constraint.accept(token)
-        if stops or self.text.stopped:
+        if stops or self.text.stopped is not None:
             self.finish_reason = "stop"
         elif self.answered >= self.max_answer:
             self.finish_reason = "length"
@@ -152,4 +152,6 @@ class Sequence:
         calls: tuple[ToolCallDelta, ...] = ()
         if self.tools is not None:
             text, calls = self.tools.push(text, token_ids[0] if token_ids else None, last=last)
-        self.deltas.append(Delta(text, token_ids, logprobs, self.finish_reason, usage, calls, self.error))
+        self.deltas.append(
+            Delta(text, token_ids, logprobs, self.finish_reason, usage, calls, self.text.stopped, self.error)
+        )
