@@ -185,11 +185,15 @@ def test_models_come_and_go_by_name(default_gguf: Path, monkeypatch: pytest.Monk
 def test_an_idle_model_is_unloaded_and_comes_back(default_gguf: Path) -> None:
     async def test() -> None:
         models = Models({"one": default_gguf}, LoadOptions(cache_tokens=512), keep=0.2)
+
+        def state() -> str:
+            return models.entries["one"].state
+
         async with models.use() as first:
             await asyncio.sleep(0.3)
-            assert models.entries["one"].state == "loaded"
+            assert state() == "loaded"
         deadline = time.monotonic() + 5
-        while models.entries["one"].state == "loaded":
+        while state() == "loaded":
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
         async with models.use("one") as again:
