@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../codes.h"
+
 namespace cierzo::CIERZO_TARGET {
 
 struct F32x16 {
@@ -116,7 +118,7 @@ struct NibbleSum {
         lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(weights.lo, a));
         hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(weights.hi, a));
     }
-    I32x16 total() const {
+    I32x16 total(int32_t) const {
         const __m256i one = _mm256_set1_epi16(1);
         return {_mm256_madd_epi16(lo, one), _mm256_madd_epi16(hi, one)};
     }
@@ -132,6 +134,49 @@ struct ByteSum {
         };
         lo = _mm256_add_epi32(lo, pairs(weights.lo));
         hi = _mm256_add_epi32(hi, pairs(weights.hi));
+    }
+    I32x16 total(int32_t) const { return {lo, hi}; }
+};
+
+// Codes of Q4T, made unsigned, for nibbles.
+inline Bytes64 codes_of(Bytes64 nibbles) {
+    alignas(32) static constexpr auto table = code_bytes<32>();
+    const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.data()));
+    return {_mm256_shuffle_epi8(codes, nibbles.lo), _mm256_shuffle_epi8(codes, nibbles.hi)};
+}
+// A group's steps, each twice in 16 bits, as vpmaddwd multiplies.
+struct Steps {
+    __m256i lo, hi;
+};
+inline Steps load_steps(const uint8_t* numbers, int half) {
+    alignas(16) static constexpr auto table = step_bytes<16>();
+    __m128i n = _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers));
+    n = _mm_and_si128(half ? _mm_srli_epi16(n, 4) : n, _mm_set1_epi8(15));
+    const __m128i steps = _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(table.data())), n);
+    const auto twice = [](__m128i eight) {
+        const __m256i wide = _mm256_cvtepi8_epi32(eight);
+        return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xAA);
+    };
+    return {twice(steps), twice(_mm_srli_si128(steps, 8))};
+}
+// Exact sums of step x code x activation. Four lines of products of unsigned codes (at most 24) fit 16 bits (4 x 2 x 24 x
+// 127); what the codes' offset added is taken off by the group's sum, half of it in each of the two steps of a lane.
+struct StepSum {
+    __m256i lo = _mm256_setzero_si256(), hi = _mm256_setzero_si256(), part_lo, part_hi;
+    void begin(const Steps& steps, int32_t sum) {
+        const __m256i less = _mm256_set1_epi16(static_cast<int16_t>(sum * (-Q4T::code_offset / 2)));
+        lo = _mm256_add_epi32(lo, _mm256_madd_epi16(less, steps.lo));
+        hi = _mm256_add_epi32(hi, _mm256_madd_epi16(less, steps.hi));
+    }
+    void add(int line, Bytes64 codes, const int8_t* four, const Steps& steps) {
+        const __m256i a = broadcast_four(four);
+        const __m256i x = _mm256_maddubs_epi16(codes.lo, a), y = _mm256_maddubs_epi16(codes.hi, a);
+        part_lo = line % 4 ? _mm256_add_epi16(part_lo, x) : x;
+        part_hi = line % 4 ? _mm256_add_epi16(part_hi, y) : y;
+        if (line % 4 == 3) {
+            lo = _mm256_add_epi32(lo, _mm256_madd_epi16(part_lo, steps.lo));
+            hi = _mm256_add_epi32(hi, _mm256_madd_epi16(part_hi, steps.hi));
+        }
     }
     I32x16 total() const { return {lo, hi}; }
 };

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../format.h"
 #include "../half.h"
 
 namespace cierzo::CIERZO_TARGET {
@@ -137,7 +138,7 @@ struct NibbleSum {
         for (int o = 0; o < 16; ++o)
             for (int j = 0; j < 4; ++j) total_.lane[o] += weights.byte[4 * o + j] * four[j];
     }
-    I32x16 total() const { return total_; }
+    I32x16 total(int32_t) const { return total_; }
 };
 // Exact sums of int8 weights times int8 activations.
 struct ByteSum {
@@ -145,6 +146,31 @@ struct ByteSum {
     void add(Bytes64 weights, const int8_t* four) {
         for (int o = 0; o < 16; ++o)
             for (int j = 0; j < 4; ++j) total_.lane[o] += static_cast<int8_t>(weights.byte[4 * o + j]) * four[j];
+    }
+    I32x16 total(int32_t) const { return total_; }
+};
+
+// Codes of Q4T, made unsigned, for nibbles.
+inline Bytes64 codes_of(Bytes64 nibbles) {
+    for (uint8_t& b : nibbles.byte) b = static_cast<uint8_t>(Q4T::codes[b] + Q4T::code_offset);
+    return nibbles;
+}
+// A group's steps.
+using Steps = I32x16;
+inline Steps load_steps(const uint8_t* numbers, int half) {
+    Steps steps;
+    for (int o = 0; o < 16; ++o) steps.lane[o] = Q4T::steps[half ? numbers[o] >> 4 : numbers[o] & 15];
+    return steps;
+}
+// Exact sums of step x code x activation.
+struct StepSum {
+    I32x16 total_{};
+    void begin(const Steps& steps, int32_t sum) {
+        for (int o = 0; o < 16; ++o) total_.lane[o] -= steps.lane[o] * Q4T::code_offset * sum;
+    }
+    void add(int, Bytes64 codes, const int8_t* four, const Steps& steps) {
+        for (int o = 0; o < 16; ++o)
+            for (int j = 0; j < 4; ++j) total_.lane[o] += steps.lane[o] * (codes.byte[4 * o + j] * four[j]);
     }
     I32x16 total() const { return total_; }
 };

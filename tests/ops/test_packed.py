@@ -1,5 +1,7 @@
 """Matrices in few bits: the layout is the one that is written down, and rounding is to the nearest."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from cierzo.ops import GGML_GRIDS, Format, PackedMatrix, from_blocks, machine, pack, packed_shape, quantize
 from cierzo.ops.packed import GROUP
 
-FORMATS = st.sampled_from(list(Format))
+GRIDS = [Format.Q4, Format.Q4M, Format.Q8]
+FORMATS = st.sampled_from(GRIDS)
 
 
 def random_grid(format: Format, outputs: int, inputs: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -36,7 +39,7 @@ def test_packing_and_unpacking_lose_nothing(format: Format, outputs: int, inputs
     assert torch.equal(packed.unpacked(), plain_values(format, values, sides))
 
 
-@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("format", GRIDS)
 def test_the_layout_is_the_documented_one(format: Format) -> None:
     """Byte for byte, by native/format.h's words."""
     values, sides = random_grid(format, 20, 130)
@@ -68,8 +71,8 @@ def test_quantising_rounds_to_the_nearest(format: Format, steps: int) -> None:
 
 
 def test_bits_a_weight() -> None:
-    bits = {f: 8 * f.tile_bytes / 1024 for f in Format}
-    assert bits == {Format.Q4: 4.5, Format.Q4M: 5, Format.Q8: 8.5}
+    bits = {f: 8 * math.prod(packed_shape(f, 4096, 4096)) / 4096**2 for f in Format}
+    assert bits == {Format.Q4: 4.5, Format.Q4M: 5, Format.Q8: 8.5, Format.Q4T: 4.1875}
 
 
 def test_what_does_not_fit_is_refused() -> None:
