@@ -11,8 +11,11 @@
 
 namespace cierzo::CIERZO_TARGET {
 
+// R rows at a time; of a single row the two groups of a line at a time, of several one after the other, for want of
+// registers.
 template <int R>
 inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float* out) {
+    constexpr int kHalves = R == 1 ? 2 : 1;
     const Activations& a = p.rows;
     const size_t tiles = a.inputs / kTile, step = a.height(row) * kTile;
     const CodedPanel panel(data, tiles);
@@ -27,23 +30,32 @@ inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float*
         prefetch(lines + kPrefetch - CodedPanel::header(tiles) + at);
     for (size_t tile = p.first_tile; tile < p.last_tile;) {
         const size_t span = tile / kSpanTiles, end = std::min(p.last_tile, (span + 1) * kSpanTiles);
-        StepSum acc[R];
+        StepSum acc[R][kHalves];
         for (; tile < end; ++tile, x += step, lines += 512)
-            for (int half = 0; half < 2; ++half) {
-                const Steps steps = load_steps(panel.steps + tile * kPanel, half);
-                for (int r = 0; r < R; ++r) acc[r].begin(steps, sums[r * a.groups + 2 * tile + half]);
+            for (int first = 0; first < 2; first += kHalves) {
+                Steps steps[kHalves];
+                for (int h = 0; h < kHalves; ++h) {
+                    steps[h] = load_steps(panel.steps + tile * kPanel, first + h);
+                    for (int r = 0; r < R; ++r) acc[r][h].begin(steps[h], sums[r * a.groups + 2 * tile + first + h]);
+                }
 #pragma GCC unroll 8
                 for (int l = 0; l < 8; ++l) {
-                    if (R == 1 && half == 0) prefetch(lines + l * 64 + kPrefetch);
+                    if (R == 1) prefetch(lines + l * 64 + kPrefetch);
                     const Bytes64 line = load_line(lines + l * 64);
-                    const Bytes64 codes = codes_of(half ? high_nibbles(line) : low_nibbles(line));
+#pragma GCC unroll 2
+                    for (int h = 0; h < kHalves; ++h) {
+                        const Bytes64 codes = codes_of(first + h ? high_nibbles(line) : low_nibbles(line));
+                        const int8_t* four = x + (first + h) * kGroup + 4 * l;
 #pragma GCC unroll 4
-                    for (int r = 0; r < R; ++r) acc[r].add(l, codes, x + r * kTile + half * kGroup + 4 * l, steps);
+                        for (int r = 0; r < R; ++r) acc[r][h].add(l, codes, four + r * kTile, steps[h]);
+                    }
                 }
             }
         const F32x16 scale = load_f16(panel.scales + span * kPanel);
-        for (int r = 0; r < R; ++r)
-            y[r] = fma(mul(to_float(acc[r].total()), broadcast(scales[r * a.spans + span])), scale, y[r]);
+        for (int r = 0; r < R; ++r) {
+            const I32x16 sum = R == 1 ? add(acc[r][0].total(), acc[r][kHalves - 1].total()) : acc[r][0].total();
+            y[r] = fma(mul(to_float(sum), broadcast(scales[r * a.spans + span])), scale, y[r]);
+        }
     }
     for (int r = 0; r < R; ++r) store(out + r * kPanel, y[r]);
 }

@@ -45,6 +45,9 @@ inline I32x16 add(I32x16 a, int32_t b) {
     const __m256i wide = _mm256_set1_epi32(b);
     return {_mm256_add_epi32(a.lo, wide), _mm256_add_epi32(a.hi, wide)};
 }
+inline I32x16 add(I32x16 a, I32x16 b) {
+    return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
 // 2^n for -126 <= n <= 127.
 inline F32x16 power_of_two(I32x16 n) {
     const I32x16 biased = add(n, 127);

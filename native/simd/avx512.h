@@ -34,6 +34,7 @@ inline F32x16 absolute(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 inline I32x16 round_to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I32x16 add(I32x16 a, int32_t b) { return {_mm512_add_epi32(a.v, _mm512_set1_epi32(b))}; }
+inline I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 // 2^n for -126 <= n <= 127.
 inline F32x16 power_of_two(I32x16 n) { return {_mm512_castsi512_ps(_mm512_slli_epi32(add(n, 127).v, 23))}; }
 

@@ -71,6 +71,10 @@ inline I32x16 add(I32x16 a, int32_t b) {
     for (int32_t& x : a.lane) x += b;
     return a;
 }
+inline I32x16 add(I32x16 a, I32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+}
 // 2^n for -126 <= n <= 127.
 inline F32x16 power_of_two(I32x16 n) {
     return each([&](int i) {
