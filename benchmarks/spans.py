@@ -2,10 +2,11 @@
 
     python benchmarks/spans.py [--model MODEL] [--text FILE] [--windows 6] [--tokens 512] [--no-speed]
 
-The model's weights as float32 are the truth (SmolLM2-135M when left out: so small a model suffers more than a 7B, so compare
-rows, not levels). Matrices of the layers are rounded, the output's are not. Perplexity is of `--windows` pieces of `--tokens`
-tokens, evenly from the text, each alone, and is given relative to float32's. With a C++ compiler and CMake the speed of Q4T's
-products with each span is measured too (benchmarks/rate.cpp, 256 rows, one thread). Prints tables and one JSON line.
+The model's weights as float32 are the truth (SmolLM2-135M when left out: so small a model suffers more than a 7B, so
+compare rows, not levels). Matrices of the layers are rounded, the output's are not. Perplexity is of `--windows` pieces
+of `--tokens` tokens, evenly from the text, each alone, and is given relative to float32's. With a C++ compiler and
+CMake the speed of Q4T's products with each span is measured too (benchmarks/rate.cpp, 256 rows, one thread). Prints
+tables and one JSON line.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cierzo.model import Transformer
-from cierzo.ops import Format, PackedContext, PackedMatrix, machine, packed_shape, quantize, reference
+from cierzo.ops import Format, PackedContext, machine, packed_shape, quantize, reference
 from cierzo.tokens import load_tokenizer
 from cierzo.weights import load_model
 from cierzo.weights.load import is_matrix
@@ -116,7 +117,13 @@ def main() -> None:
     windows = torch.stack([ids[start : start + options.tokens] for start in starts])
     truth = perplexity(model, windows)
     print(f"{path.name}, {options.text.name}: float32 perplexity {truth:.3f}, {windows.numel()} tokens\n")
-    found: dict[str, Any] = {"model": path.name, "text": options.text.name, "perplexity": truth, "spans": {}, "formats": {}}
+    found: dict[str, Any] = {
+        "model": path.name,
+        "text": options.text.name,
+        "perplexity": truth,
+        "spans": {},
+        "formats": {},
+    }
 
     def relative(span: int | None = None, kinds: tuple[str, ...] = KINDS) -> float:
         with rounding(model, span or 1, kinds if span else ()):

@@ -59,7 +59,7 @@ constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit
 
 inline size_t attention_scratch(int n_heads, int n_kv_heads, int head_dim) {
     const size_t width = padded_to(head_dim, 16), queries = size_t(kQueryBlock) * (n_heads / n_kv_heads);
-    return 2 * kKeyTile * width + queries * (2 * width + 2) + kKeyTile;
+    return 2 * kKeyTile * width + queries * (2 * width + 2) + 2 * kKeyTile;
 }
 
 extern const Kernels kPortable;

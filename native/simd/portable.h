@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "../format.h"
 #include "../half.h"
@@ -12,6 +13,7 @@ namespace cierzo::CIERZO_TARGET {
 struct F32x16 {
     float lane[16];
 };
+constexpr int kWide = 2;  // of them, twice, fit the registers beside what they are multiplied with
 struct I32x16 {
     int32_t lane[16];
 };
@@ -95,6 +97,12 @@ inline float largest(F32x16 a) {
     for (int step = 8; step > 0; step /= 2)
         for (int i = 0; i < step; ++i) a.lane[i] = a.lane[i] > a.lane[i + step] ? a.lane[i] : a.lane[i + step];
     return a.lane[0];
+}
+
+// Lane j of rows[i] to lane i of rows[j].
+inline void transpose(F32x16 (&rows)[16]) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
 }
 
 inline F32x16 load_bf16(const uint16_t* p) {

@@ -42,7 +42,9 @@ def test_a_packed_model_reads_back(
 ) -> None:
     out = tmp_path / "packed"
     reports: list[tuple[int, int]] = []
-    quantize_model(original, out, format=format.name.lower(), progress=lambda done, total: reports.append((done, total)))
+    quantize_model(
+        original, out, format=format.name.lower(), progress=lambda done, total: reports.append((done, total))
+    )
     assert reports[-1] == (CONFIG.n_params, CONFIG.n_params)
     assert sorted(f.name for f in out.iterdir()) == [FILE, "params.json", "tokenizer.model.v3"]
     assert [f for f in tmp_path.iterdir() if f.name.startswith(".")] == []

@@ -1,8 +1,9 @@
 """Q4T, 4 bits from a table of codes: a weight is scale x step x code.
 
-A nibble names one of sixteen codes, closer together near zero, where weights are; a group of 32 inputs has one of sixteen
-steps, and a span of 256 inputs one float16 scale. Step x code is a whole number within +-120, so products with int8
-activations are summed exactly over a span. 4.125 bits a weight and 16 a span. Layout: native/format.h, `CodedPanel`.
+A nibble names one of sixteen codes, closer together near zero, where weights are; a group of 32 inputs has one of
+sixteen steps, and a span of 256 inputs one float16 scale. Step x code is a whole number within +-120, so products with
+int8 activations are summed exactly over a span. 4.125 bits a weight and 16 a span. Layout: `CodedPanel` in
+native/format.h.
 """
 
 import torch

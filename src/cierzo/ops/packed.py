@@ -1,8 +1,8 @@
 """Matrices in few bits: how values become nibbles or bytes with scales, and back.
 
-Q4, Q4M and Q8 have one float16 scale (and, with a minimum, one float16 minimum) for 32 inputs of an output: GGUF's Q4_0,
-Q4_1 and Q8_0 are these grids, so they are taken over without loss. Q4T is our own (`coded`). All are kept in the layout
-that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
+Q4, Q4M and Q8 have one float16 scale (and, with a minimum, one float16 minimum) for 32 inputs of an output: GGUF's
+Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss. Q4T is our own (`coded`). All are kept in the
+layout that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
 """
 
 import math
@@ -51,8 +51,8 @@ class Format(IntEnum):
 class PackedMatrix:
     """A matrix [outputs, inputs] in a `Format`, on the CPU.
 
-    `data`, uint8 of `packed_shape`, may be mapped memory; it is copied if it is not 64-byte aligned. Raises ValueError for
-    another shape.
+    `data`, uint8 of `packed_shape`, may be mapped memory; it is copied if it is not 64-byte aligned. Raises ValueError
+    for another shape.
     """
 
     def __init__(self, format: Format, outputs: int, inputs: int, data: Tensor) -> None:
@@ -195,8 +195,9 @@ def quantize(weights: Tensor, format: Format) -> PackedMatrix:
     """Weights [outputs, inputs], rounded to the nearest value of the format's grids.
 
     For `Q4` each group's scale is the best of some around (largest value) / 8 by squared error; `Q8` takes the largest
-    value / 127; `Q4T` tries scales for a span, and for each the steps of its groups, and needs the native kernels. Raises
-    ValueError for `Q4M`, which only holds grids that came with a file, and for weights that float16 scales cannot hold.
+    value / 127; `Q4T` tries scales for a span, and for each the steps of its groups, and needs the native kernels.
+    Raises ValueError for `Q4M`, which only holds grids that came with a file, and for weights that float16 scales
+    cannot hold.
     """
     if format is Format.Q4M:
         raise ValueError("Q4M holds the grids of files; quantise to Q4, Q4T or Q8")

@@ -2,8 +2,8 @@
 
 The file is an ordinary safetensors file, so that any tool can list it. Its metadata hold the configuration, as JSON,
 and the shapes; a packed matrix is a uint8 tensor [panels, tiles, tile_bytes] whose last width tells its format, or in
-Q4T [panels, panel_bytes]; everything else is float32. Packed matrices lie at multiples of 64 bytes, so kernels read the mapped file, which
-processes share. The model's tokenizer and templates are copied beside it.
+Q4T [panels, panel_bytes]; everything else is float32. Packed matrices lie at multiples of 64 bytes, so kernels read the
+mapped file, which processes share. The model's tokenizer and templates are copied beside it.
 """
 
 import json
@@ -41,7 +41,8 @@ FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
 
 _VERSION = "1"
 _BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, Format.Q8)}
-_EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
+EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
+"""Matrices that are always in 8 bits."""
 _COPIED = (
     "params.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model*", "tekken*.json",
     "special_tokens_map.json", "chat_template*", "*.md", "LICENSE*",
@@ -65,7 +66,7 @@ class PackedFolder:
         coded = {
             _format(self._tensors[name]) is Format.Q4T
             for name, shape in self.shapes.items()
-            if is_matrix(name, shape) and name not in _EMBEDDINGS
+            if is_matrix(name, shape) and name not in EMBEDDINGS
         }
         if len(coded) > 1:
             raise WeightsError(f"{file}: Q4T beside other formats: quantise the model again")
@@ -160,8 +161,8 @@ def quantize_model(
 ) -> None:
     """Write the model at `model` (consolidated or Hugging Face) as a packed folder `out`, tensor by tensor.
 
-    Matrices are rounded to the nearest in `format` (q4t, q4 or q8), embeddings and output always in q8; norms and routers
-    stay float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
+    Matrices are rounded to the nearest in `format` (q4t, q4 or q8), embeddings and output always in q8; norms and
+    routers stay float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
 
     Raises:
         CierzoError: `out` exists, or cannot be written.
@@ -213,8 +214,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
-    formats = {name: Format.Q8 if name in _EMBEDDINGS else format for name in matrices}
-    file.write(_header(source.config, shapes, formats))
+    formats = {name: Format.Q8 if name in EMBEDDINGS else format for name in matrices}
+    file.write(header(source.config, shapes, formats))
     done, total = 0, source.config.n_params
     # Packed ones first: their lengths are multiples of 64 bytes, so each begins at one.
     for name in [*matrices, *(name for name in shapes if name not in formats)]:
@@ -235,7 +236,7 @@ def _quantized(source: WeightSource, name: str, tensor: Tensor, format: Format) 
         raise WeightsError(f"{source.path}: tensor {name!r}: {error}") from error
 
 
-def _header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
+def header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
     """The length and the JSON that a safetensors file begins with, filled up so that data begin at a multiple of 64."""
 
     def entries() -> Iterator[tuple[str, dict[str, Any]]]:
