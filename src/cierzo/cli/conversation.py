@@ -36,6 +36,9 @@ class ChatModel(Protocol):
     max_seq_len: int | None
     tokenizer: Tokenizer
 
+    @property
+    def card(self) -> object: ...
+
     def stream_chat(self, messages: list[Message], params: SamplingParams) -> Iterator[Delta]: ...
 
 
