@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cierzo.llm import LLM, load
     from cierzo.ops.machine import Machine, machine
     from cierzo.tokens.interface import Message, Tokenizer
+    from cierzo.tokens.load import load_tokenizer
 
 _MODULE_OF = {
     "LLM": "cierzo.llm",
@@ -26,6 +27,7 @@ _MODULE_OF = {
     "Usage": "cierzo.engine.request",
     "Message": "cierzo.tokens.interface",
     "Tokenizer": "cierzo.tokens.interface",
+    "load_tokenizer": "cierzo.tokens.load",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Usage",
     "__version__",
     "load",
+    "load_tokenizer",
     "machine",
 ]
 

@@ -225,6 +225,11 @@ class GgufFile:
     def file(self, name: str) -> Path:
         return self.path
 
+    def kind(self, name: str) -> str:
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType(self._header.tensors[self._places[name].stored].kind).name
+
     def tensor(self, name: str) -> Tensor:
         raw, shape, kind = self._stored(name)
         if kind in _FLOATS:

@@ -72,9 +72,9 @@ def open_huggingface(folder: Path) -> MappedTensors:
     files: dict[str, Path] = {}
     for file, stored in _read_tensors(folder).items():
         for name, tensor in stored.items():
-            for ours, view in _views(name, tensor, config):
+            for ours, view in views(name, tensor, config):
                 tensors[ours], files[ours] = view, file
-    return MappedTensors(folder, config, tensors, files, partial(_interleave, config.head_dim))
+    return MappedTensors(folder, config, tensors, files, partial(interleave, config.head_dim))
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -190,7 +190,7 @@ def _read_tensors(folder: Path) -> dict[Path, dict[str, Tensor]]:
     return kept
 
 
-def _views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters, by Mistral's names, that one stored tensor holds.
 
     Mixtral's experts are apart in `block_sparse_moe`, or together in `mlp.experts`: [experts, 2 F, D] with the gate
@@ -222,7 +222,7 @@ def _views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str
         yield name, tensor
 
 
-def _interleave(head_dim: int, name: str, tensor: Tensor) -> Tensor:
+def interleave(head_dim: int, name: str, tensor: Tensor) -> Tensor:
     """Rows of q and k from half-split rotary order, (0, C/2), (1, C/2 + 1), ..., to pairs side by side."""
     if not name.endswith(("attention.wq.weight", "attention.wk.weight")):
         return tensor
