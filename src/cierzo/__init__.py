@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cierzo.engine.request import Completion, Delta, FinishReason, SamplingParams, Usage
     from cierzo.llm import LLM, load
     from cierzo.ops.machine import Machine, machine
+    from cierzo.tokens.convert import tokenizer_files, tokenizer_metadata
     from cierzo.tokens.interface import Message, Tokenizer
     from cierzo.tokens.load import load_tokenizer
 
@@ -28,6 +29,8 @@ _MODULE_OF = {
     "Message": "cierzo.tokens.interface",
     "Tokenizer": "cierzo.tokens.interface",
     "load_tokenizer": "cierzo.tokens.load",
+    "tokenizer_files": "cierzo.tokens.convert",
+    "tokenizer_metadata": "cierzo.tokens.convert",
 }
 
 __all__ = [
@@ -44,6 +47,8 @@ __all__ = [
     "load",
     "load_tokenizer",
     "machine",
+    "tokenizer_files",
+    "tokenizer_metadata",
 ]
 
 

@@ -56,14 +56,14 @@ def test_a_model_comes_is_listed_and_goes(hub: Web, tmp_path: Path) -> None:
     assert out == f"{tmp_path / 'home' / 'models' / 'some--tiny-q8'}\n"
     assert "apache-2.0, packed into 8 bits on the way) into" in err
     out, _ = run("ls")
-    assert out.split()[:3] == ["some--tiny-q8", "3", "MB"]
+    assert out.split()[:3] == ["some--tiny-q8", "5", "MB"]
     assert out.endswith("some/tiny@c0ffee00, apache-2.0\n")
     out, _ = run("inspect", "some/tiny")
     assert "packed by Cierzo" in out
     assert "16 Q8" in out
     assert "2 layers see 16 positions" in out
     _, err = run("rm", "some/tiny-q8")
-    assert err.startswith("deleted some/tiny-q8: 3 MB freed")
+    assert err.startswith("deleted some/tiny-q8: 5 MB freed")
     assert run("ls")[0] == ""
     with pytest.raises(CierzoError, match="there is no model"):
         run("rm", "some/tiny-q8")

@@ -9,6 +9,7 @@ import typer
 
 from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
+from cierzo.cli.export import export
 from cierzo.cli.fit import fit
 from cierzo.cli.generate import generate
 from cierzo.cli.inspect import inspect
@@ -34,6 +35,7 @@ app.command()(rm)
 app.command()(inspect)
 app.command()(fit)
 app.command()(quantize)
+app.command()(export)
 app.command()(doctor)
 
 

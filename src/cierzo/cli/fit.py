@@ -31,7 +31,7 @@ def fit(
         config = preset(entry.shape)
     else:
         config = open_source(resolve_model(model, progress=True)).config
-    context = context or min(4096, config.max_seq_len)
+    context = min(4096, config.max_seq_len) if context is None else context
     if context < 1:
         raise CierzoError(f"--context must be at least 1, not {context}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -43,12 +43,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-_MODEL = {
+MODEL = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "output.weight",
 }
-_LAYER = {
+LAYER = {
     "self_attn.q_proj": "attention.wq",
     "self_attn.k_proj": "attention.wk",
     "self_attn.v_proj": "attention.wv",
@@ -196,14 +196,14 @@ def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str,
     Mixtral's experts are apart in `block_sparse_moe`, or together in `mlp.experts`: [experts, 2 F, D] with the gate
     above the up projection, and [experts, D, F].
     """
-    if name in _MODEL:
-        yield _MODEL[name], tensor
+    if name in MODEL:
+        yield MODEL[name], tensor
     elif name.endswith("rotary_emb.inv_freq"):
         return  # older files carry the angles, which follow from the configuration
     elif found := _EXPERT.fullmatch(name):
         yield f"{found[1]}.feed_forward.{found[2]}", tensor
-    elif (found := _IN_LAYER.fullmatch(name)) and found[2] in _LAYER:
-        yield f"{found[1]}.{_LAYER[found[2]]}.weight", tensor
+    elif (found := _IN_LAYER.fullmatch(name)) and found[2] in LAYER:
+        yield f"{found[1]}.{LAYER[found[2]]}.weight", tensor
     elif (
         (found := _ALL_EXPERTS.fullmatch(name))
         and tensor.ndim == 3
@@ -220,6 +220,13 @@ def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str,
                 yield f"{place}.w3.weight", up
     else:
         yield name, tensor
+
+
+def halves(head_dim: int, name: str, tensor: Tensor) -> Tensor:
+    """Rows of q and k from pairs side by side to half-split rotary order: what `interleave` undoes."""
+    if not name.endswith(("attention.wq.weight", "attention.wk.weight")):
+        return tensor
+    return tensor.view(-1, head_dim // 2, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
 
 
 def interleave(head_dim: int, name: str, tensor: Tensor) -> Tensor:

@@ -203,6 +203,8 @@ def partial_model(model: Path, out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out, progress=True):
+            if out.exists():
+                raise CierzoError(f"{out} exists: name another folder, or remove it")
             folder = partial_folder(out)
             folder.mkdir(exist_ok=True)
             try:
@@ -213,9 +215,7 @@ def partial_model(model: Path, out: Path) -> Iterator[Path]:
                 raise
             complete(folder, out)
     except OSError as error:
-        raise CierzoError(
-            f"cannot write {out}: {error.strerror}: choose a folder with room for the packed model"
-        ) from error
+        raise CierzoError(f"cannot write {out}: {error.strerror}: choose a folder with room for the model") from error
 
 
 def copy_side_files(model: Path, folder: Path) -> None:
