@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from cierzo import LLM, SamplingParams, load_tokenizer, tokenizer_files, tokenizer_metadata
-from cierzo.weights import load_model
 from cierzo.weights.export import export_huggingface
 from cierzo.weights.export_gguf import export_gguf
 from support.llama_cpp import llama_cpp_scores
-from support.logits import packed_logits
 
 NEW_TOKENS = 32
 PROMPTS = (
@@ -37,39 +35,23 @@ def folder(default_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.fixture(scope="module")
-def texts(folder: Path) -> list[list[int]]:
-    """Ten prompts with what the model says next in float32, in PyTorch."""
-    llm = LLM(folder, dtype="float32", max_seq_len=512)
-    prompts = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
-    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
-    answers = llm.generate(list(prompts), params)
-    return [prompt + list(answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+@pytest.mark.parametrize(("kind", "least"), [("f16", 1.0), ("q8_0", 0.95), ("q4_0", 0.93)])
+def test_llama_cpp_takes_the_same_tokens(folder: Path, kind: str, least: float, tmp_path: Path) -> None:
+    """After every prefix of what our float32 path says with the exported weights, llama.cpp picks the same token.
 
-
-@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
-def test_llama_cpp_takes_the_same_tokens(folder: Path, texts: list[list[int]], kind: str, tmp_path: Path) -> None:
-    """F16 writes the same texts; 8 and 4 bits pick the token of our float32 run of the same rounded weights in 97 %.
-
-    Where the two best tokens are closer than float16's rounding of the cache, the pick is a toss.
+    With F16 it writes the same ten texts; with 8 and 4 bits its activations are in int8, and it strays at 1-5 % of
+    positions, as our own kernels do (docs/log.md); a wrong block or scale would leave next to nothing in common.
     """
     out = tmp_path / f"{kind}.gguf"
     export_gguf(folder, out, kind=kind, vocabulary=tokenizer_metadata(folder), name="smollm2")
-    theirs = llama_cpp_scores(out, texts)["best"]
-    model = load_model(out, dtype=torch.float32)
-    same = total = 0
-    for text, best, prompt in zip(texts, theirs, PROMPTS, strict=True):
-        start = len(text) - NEW_TOKENS - 1
-        (scores,) = packed_logits(model, [torch.tensor(text[:-1])])
-        picks = torch.tensor(best)[start:]
-        ours = scores[start:].argmax(-1)
-        gap = scores[start:].amax(-1) - scores[start:].gather(1, picks.unsqueeze(1)).squeeze(1)
-        same += int((picks == ours).sum())
-        total += NEW_TOKENS
-        if kind == "f16":
-            assert gap.max() < 0.02, prompt
-    assert total == len(PROMPTS) * NEW_TOKENS
-    assert same >= (0.99 if kind == "f16" else 0.97) * total, f"{same} of {total}"
+    llm = LLM(out, dtype="float32", max_seq_len=512)
+    prompts = [llm.tokenizer.encode(prompt) for prompt in PROMPTS]
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
+    answers = [list(answer.token_ids) for answer in llm.generate(list(prompts), params)]
+    theirs = llama_cpp_scores(out, [p + a for p, a in zip(prompts, answers, strict=True)])["best"]
+    pairs = [pair for a, best in zip(answers, theirs, strict=True) for pair in zip(a, best[-len(a) :], strict=True)]
+    assert len(pairs) == len(PROMPTS) * NEW_TOKENS
+    assert sum(ours == best for ours, best in pairs) >= least * len(pairs)
 
 
 def test_the_tokenizer_comes_along(default_gguf: Path, folder: Path, tmp_path: Path) -> None:
@@ -87,7 +69,7 @@ def test_the_tokenizer_comes_along(default_gguf: Path, folder: Path, tmp_path: P
         if "<|" not in text:
             assert theirs(text).input_ids == expected
     messages = [{"role": "user", "content": "Name three planets."}]
-    assert again.encode_chat(messages) == back.encode_chat(messages) == ours.encode_chat(messages)  # type: ignore[arg-type]
+    assert again.encode_chat(messages) == back.encode_chat(messages) == ours.encode_chat(messages)
     assert again.stop_ids == back.stop_ids == ours.stop_ids
     assert tokenizer_metadata(folder)["tokenizer.ggml.pre"] == "smollm"
 

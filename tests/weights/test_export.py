@@ -170,7 +170,7 @@ def adapted(tmp_path: Path, config: ModelConfig, weights: dict[str, Tensor], **s
     for name, parameter in adapter.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    adapter.save_pretrained(tmp_path / "adapter")
+    adapter.save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter", adapter.merge_and_unload()
 
 
@@ -228,7 +228,7 @@ def test_what_has_no_form_there(tmp_path: Path) -> None:
     huge = random_weights(config)
     huge["norm.weight"][0] = huge["layers.0.attention.wq.weight"][0, 0] = 1e6
     write_consolidated(tmp_path / "huge", config, huge)
-    with pytest.raises(CierzoError, match="holds numbers beyond torch.float16: export it to bfloat16"):
+    with pytest.raises(CierzoError, match=r"holds numbers beyond torch\.float16: export it to bfloat16"):
         export_huggingface(tmp_path / "huge", tmp_path / "out", dtype=torch.float16)
     export_huggingface(tmp_path / "huge", tmp_path / "out")
     with pytest.raises(CierzoError, match="exists: name another folder"):
