@@ -225,29 +225,28 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         return 60 + 700 * (x - left) / (right - left), 440 - 400 * (y - low) / (high - low)
 
     parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="480" font-family="sans-serif" font-size="11">'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="800" height="480" font-family="sans-serif" font-size="11">',
+        '<rect width="800" height="480" fill="white"/>',
+        '<text x="300" y="474">bits a weight</text><text x="15" y="20">perplexity</text>',
     ]
-    parts.append('<rect width="800" height="480" fill="white"/>')
-    for y in np.linspace(low, high, 6):
+
+    def line(y: float, colour: str, label: str) -> None:
         _, v = at(left, y)
-        parts.append(
-            f'<line x1="60" x2="760" y1="{v:.0f}" y2="{v:.0f}" stroke="#ddd"/><text x="15" y="{v:.0f}">{y:.1f}</text>'
-        )
-    for x in range(math.ceil(left), math.floor(right) + 1):
-        u, _ = at(x, low)
-        parts.append(f'<text x="{u:.0f}" y="456">{x}</text>')
+        parts.append(f'<line x1="60" x2="760" y1="{v:.0f}" y2="{v:.0f}" stroke="{colour}"/>')
+        parts.append(f'<text x="8" y="{v + 4:.0f}">{label}</text>')
+
+    for y in np.linspace(low, high, 6):
+        line(y, "#ddd", f"{y:.1f}")
     if truth:
-        _, v = at(left, truth)
-        parts.append(
-            f'<line x1="60" x2="760" y1="{v:.0f}" y2="{v:.0f}" stroke="green"/><text x="66" y="{v - 3:.0f}">float32</text>'
-        )
+        line(truth, "green", "float32")
+    for x in range(math.ceil(left), math.floor(right) + 1):
+        parts.append(f'<text x="{at(x, low)[0]:.0f}" y="456">{x}</text>')
     for row in shown:
         u, v = at(row.bits, row.perplexity)
         colour = "#c33" if row.name.startswith("llama") else "#36c"
-        parts.append(
-            f'<circle cx="{u:.0f}" cy="{v:.0f}" r="4" fill="{colour}"/><text x="{u + 6:.0f}" y="{v + 4:.0f}">{row.name}</text>'
-        )
-    parts.append('<text x="300" y="474">bits a weight</text><text x="15" y="20">perplexity</text></svg>')
+        parts.append(f'<circle cx="{u:.0f}" cy="{v:.0f}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{u + 6:.0f}" y="{v + 4:.0f}">{row.name}</text>')
+    parts.append("</svg>")
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -1,8 +1,8 @@
 """What llama.cpp thinks of texts of token ids: best next token and log-probability of the real one, at every position.
 
-Reads a job as JSON on stdin, {"model": FILE.gguf, "texts": [[id, ...], ...], "threads": 2}, and writes a line,
-{"best": [[id, ...], ...], "logprobs": [[number, ...], ...]}: for each text, of its positions 0 to n - 2. With "quantize":
-[SOURCE.gguf, TYPE NUMBER], it first makes the model out of SOURCE, as llama.cpp's own quantisation does.
+Reads a job as JSON on stdin, {"model": FILE.gguf, "texts": [[id, ...], ...], "threads": 2}, and writes one,
+{"best": [[id, ...], ...], "logprobs": [[number, ...], ...]}: for each text, of its positions 0 to n - 2.
+With "quantize": [SOURCE.gguf, TYPE NUMBER], it first makes the model out of SOURCE by llama.cpp's own quantisation.
 """
 
 import json

@@ -42,7 +42,9 @@ def texts(config: ModelConfig, count: int = 6, seed: int = 0) -> list[list[int]]
 def correlated(tokens: int, inputs: int, seed: int = 0) -> Tensor:
     """Inputs that lie near a subspace, some much larger than others, as a model's do."""
     generator = torch.Generator().manual_seed(seed)
-    mixed = torch.randn(tokens, inputs // 4, generator=generator) @ torch.randn(inputs // 4, inputs, generator=generator)
+    mixed = torch.randn(tokens, inputs // 4, generator=generator) @ torch.randn(
+        inputs // 4, inputs, generator=generator
+    )
     noise = torch.randn(tokens, inputs, generator=generator)
     return (mixed + 0.3 * noise) * torch.exp(torch.randn(inputs, generator=generator))
 
@@ -54,8 +56,10 @@ def moments_of(x: Tensor) -> Moments:
 
 
 def by_least_squares(weights: Tensor, x: Tensor, format: Format) -> Tensor:
-    """The article's rule in its first form, in float64: when a column is rounded, all that are left become what makes up
-    for the errors so far best (ordinary least squares), with the same damping."""
+    """The article's rule in its first form, in float64, with the same damping.
+
+    When a column is rounded, all that are left become what makes up best for the errors so far (least squares).
+    """
     to, moments = grid(format), moments_of(x)
     h = moments.sums[0].double()
     h = h + 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
@@ -126,7 +130,8 @@ def test_scaling_changes_nothing_but_the_rounding(name: str, tmp_path: Path) -> 
 def logits(path: Path, ids: list[list[int]], **options: Any) -> Tensor:
     model = load_model(path, **options)
     with torch.inference_mode():
-        return model(torch.tensor(ids).flatten(), PackedContext([len(text) for text in ids]))
+        scores: Tensor = model(torch.tensor(ids).flatten(), PackedContext([len(text) for text in ids]))
+    return scores
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,16 +141,12 @@ def test_a_calibrated_model_loses_less(name: str, tmp_path: Path) -> None:
     seen, unseen = texts(config, 24), texts(config, seed=1)
     quantize_model(original, tmp_path / "plain")
     reports: list[tuple[int, int]] = []
-    quantize_calibrated(
-        original, tmp_path / "calibrated", seen, progress=lambda *report: reports.append(report)
-    )
+    quantize_calibrated(original, tmp_path / "calibrated", seen, progress=lambda *report: reports.append(report))
     assert reports == sorted(reports)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert sorted(f.name for f in (tmp_path / "calibrated").iterdir()) == [FILE, "params.json"]
     expected = logits(original, unseen)
-    plain, ours = (
-        (logits(tmp_path / which, unseen) - expected).square().mean() for which in ("plain", "calibrated")
-    )
+    plain, ours = ((logits(tmp_path / which, unseen) - expected).square().mean() for which in ("plain", "calibrated"))
     assert ours < 0.9 * plain
     # As the kernels compute it, too (activations in int8).
     native = logits(tmp_path / "calibrated", unseen, packed=True)
@@ -216,7 +217,8 @@ def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_texts_of_another_model(tmp_path: Path) -> None:
     config = MODELS["mistral"]
     original = write_consolidated(tmp_path / "m", config, random_weights(config))
-    for wrong in ([], [[]], [[5000]], [[-1]]):
+    wrongs: list[list[list[int]]] = [[], [[]], [[5000]], [[-1]]]
+    for wrong in wrongs:
         with pytest.raises(CierzoError, match="calibration texts have no tokens, or tokens that are not this model's"):
             quantize_calibrated(original, tmp_path / "out", wrong)
     with pytest.raises(CierzoError, match="in 4 or 8 bits, not in 5"):
