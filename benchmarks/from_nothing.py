@@ -52,6 +52,9 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(body)
             return
         path = self.folder / self.path.rpartition("/")[2]
+        if not self.path.startswith(f"/{entry.hub}/resolve/") or not path.is_file():
+            self.send_error(404)
+            return
         self.begin(path.stat().st_size)
         self.wfile.flush()
         with path.open("rb") as file:

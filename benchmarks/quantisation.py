@@ -83,7 +83,9 @@ def off_the_grid(gguf: Path, folder: Path, spread: float = 0.3, seed: int = 0) -
     save_file(w, folder / "consolidated.safetensors")
 
 
-def read_texts(data: Path, tokenizer: Any, length: int, novels: int, lambada: int) -> tuple[Texts, list[list[int]]]:
+def read_texts(
+    data: Path, tokenizer: Any, length: int, novels: int, lambada: int, calibration: int
+) -> tuple[Texts, list[list[int]]]:
     """What is measured on, and what is calibrated on."""
     with gzip.open(data / "corpus" / "novels.jsonl.gz", "rt", encoding="utf-8") as file:
         books = [json.loads(line)["text"] for line in file]
@@ -96,7 +98,7 @@ def read_texts(data: Path, tokenizer: Any, length: int, novels: int, lambada: in
             before, _, word = text.strip().rpartition(" ")
             context, last = tokenizer.encode(before), tokenizer.encode(f" {word}")
             items.append((context + last, len(last)))
-    return Texts(pieces[:novels], items), pieces[novels : novels + 32]
+    return Texts(pieces[:novels], items), pieces[novels : novels + calibration]
 
 
 def summary(
@@ -157,7 +159,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     if not truth.exists():
         off_the_grid(resolve_model(None, progress=True), truth)
     texts, calibration = read_texts(
-        options.data, load_tokenizer(truth), options.length, options.novels, options.lambada
+        options.data, load_tokenizer(truth), options.length, options.novels, options.lambada, options.calibration
     )
     rows: list[Row] = []
 
@@ -258,6 +260,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--novels", type=int, default=8)
     parser.add_argument("--lambada", type=int, default=100)
+    parser.add_argument("--calibration", type=int, default=32, help="novels to calibrate on")
     parser.add_argument("--bits", type=float, nargs="*", default=[4.6, 5.0, 5.5])
     parser.add_argument(
         "--rivals", nargs="*", choices=LLAMA_TYPES, default=["Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]

@@ -147,8 +147,6 @@ class _Run:
         for name, tensor in layer.weights.items():
             if name not in layer.matrices:
                 self.writer.write(layer.full(name), tensor)
-        for index, x in enumerate(states):
-            states[index] = layer.forward(x)
 
     def _grid(self, layer: "Layer", name: str) -> Grid:
         return grid(self.writer.formats[layer.full(name)])

@@ -1,6 +1,6 @@
 """One layer of a model by itself, on whole texts: what calibration looks at."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -56,8 +56,8 @@ class Layer:
         w1, w3 = (self.weights[f"feed_forward.{expert}w{n}.weight"] for n in (1, 3))
         return reference.gate_up(x, self.weights["ffn_norm.weight"], w1, w3, eps=self.config.norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attended(x)
+    def fed(self, x: Tensor) -> Tensor:
+        """What the layer leaves, for x after attention."""
         if self.config.moe is None:
             return reference.down(self.hidden(x), self.weights["feed_forward.w2.weight"], x)
         experts = [
@@ -68,22 +68,35 @@ class Layer:
             chosen=self.config.moe.num_experts_per_tok, eps=self.config.norm_eps,
         )  # fmt: skip
 
-    def stages(self, states: Sequence[Tensor]) -> Iterator[tuple[list[str], Moments]]:
-        """Matrices with the moments of their inputs, in an order in which all before them may be rounded already."""
-        config = self.config
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fed(self.attended(x))
 
-        def moments(inputs: int, of: Callable[[Tensor], Tensor], xs: Sequence[Tensor]) -> Moments:
-            found = Moments(inputs)
-            for x in xs:
-                found.add(of(x))
-            return found
+    def stages(self, states: list[Tensor]) -> Iterator[tuple[list[str], Moments]]:
+        """Matrices with the moments of their inputs; those of one stage are to be rounded before the next is asked for.
 
-        normed = moments(config.dim, lambda x: self.normed(x, "attention_norm"), states)
-        yield [f"attention.w{n}.weight" for n in "qkv"], normed
-        yield ["attention.wo.weight"], moments(config.n_heads * config.head_dim, self.mixed, states)
-        after = [self.attended(x) for x in states]
-        normed = moments(config.dim, lambda x: self.normed(x, "ffn_norm"), after)
-        yield [f"feed_forward.{expert}w{n}.weight" for expert in self.experts for n in (1, 3)], normed
+        In the end `states` are what the layer leaves.
+        """
+        config, w = self.config, self.weights
+        normed = (self.normed(x, "attention_norm") for x in states)
+        yield [f"attention.w{n}.weight" for n in "qkv"], moments(config.dim, normed)
+        mixed = [self.mixed(x) for x in states]
+        yield ["attention.wo.weight"], moments(config.n_heads * config.head_dim, mixed)
+        for index, x in enumerate(states):
+            states[index] = reference.project_out(mixed[index], w["attention.wo.weight"], x)
+        del mixed
+        normed = (self.normed(x, "ffn_norm") for x in states)
+        gates = [f"feed_forward.{expert}w{n}.weight" for expert in self.experts for n in (1, 3)]
+        yield gates, moments(config.dim, normed)
         for expert in self.experts:
-            found = moments(config.hidden_dim, lambda x, expert=expert: self.hidden(x, expert), after)  # type: ignore[misc]
-            yield [f"feed_forward.{expert}w2.weight"], found
+            hidden = [self.hidden(x, expert) for x in states]
+            yield [f"feed_forward.{expert}w2.weight"], moments(config.hidden_dim, hidden)
+        for index, x in enumerate(states):
+            dense = config.moe is None
+            states[index] = reference.down(hidden[index], w["feed_forward.w2.weight"], x) if dense else self.fed(x)
+
+
+def moments(inputs: int, xs: Iterable[Tensor]) -> Moments:
+    found = Moments(inputs)
+    for x in xs:
+        found.add(x)
+    return found

@@ -1,10 +1,11 @@
 """Activation-aware scaling: exact changes of a layer after which rounding loses less (AWQ, arXiv:2306.00978)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from cierzo.ops import reference
 from cierzo.weights.gptq import Grid
 from cierzo.weights.layer import Layer
 
@@ -29,14 +30,17 @@ def scale_layer(layer: Layer, states: Sequence[Tensor], grids: Mapping[str, Grid
     config, w = layer.config, layer.weights
     qkv = [f"attention.w{n}.weight" for n in "qkv"]
     gates = [f"feed_forward.{expert}w{n}.weight" for expert in layer.experts for n in (1, 3)]
-    power = _power(lambda x: layer.normed(x, "attention_norm"), states)
+    power = _power(layer.normed(x, "attention_norm") for x in states)
     factor = _best(power, qkv, w, grids)
     w["attention_norm.weight"] = w["attention_norm.weight"] / factor
     for name in qkv:
         w[name] = w[name] * factor
 
     # Query heads that share a value head share its factors.
-    power = _power(layer.mixed, states)
+    mixed = [layer.mixed(x) for x in states]
+    power = _power(mixed)
+    after = [reference.project_out(m, w["attention.wo.weight"], x) for m, x in zip(mixed, states, strict=True)]
+    del mixed
     shared = power.view(config.n_kv_heads, -1, config.head_dim).mean(1, keepdim=True)
     groups = config.n_heads // config.n_kv_heads
     factor = _best(shared.expand(-1, groups, -1).reshape(-1), ["attention.wo.weight"], w, grids)
@@ -44,8 +48,7 @@ def scale_layer(layer: Layer, states: Sequence[Tensor], grids: Mapping[str, Grid
     of_value = factor.view(config.n_kv_heads, groups, config.head_dim)[:, 0].reshape(-1, 1)
     w["attention.wv.weight"] = w["attention.wv.weight"] / of_value
 
-    after = [layer.attended(x) for x in states]
-    power = _power(lambda x: layer.normed(x, "ffn_norm"), after)
+    power = _power(layer.normed(x, "ffn_norm") for x in after)
     factor = _best(power, gates, w, grids)
     w["ffn_norm.weight"] = w["ffn_norm.weight"] / factor
     for name in [*gates, *(["feed_forward.gate.weight"] if config.moe else [])]:
@@ -53,16 +56,18 @@ def scale_layer(layer: Layer, states: Sequence[Tensor], grids: Mapping[str, Grid
 
     for expert in layer.experts:
         up, down = f"feed_forward.{expert}w3.weight", f"feed_forward.{expert}w2.weight"
-        power = _power(lambda x, expert=expert: layer.hidden(x, expert), after)  # type: ignore[misc]
+        power = _power(layer.hidden(x, expert) for x in after)
         factor = _best(power, [down], w, grids)
         w[down] = w[down] * factor
         w[up] = w[up] / factor.unsqueeze(1)
 
 
-def _power(of: Callable[[Tensor], Tensor], states: Sequence[Tensor]) -> Tensor:
+def _power(inputs: Iterable[Tensor]) -> Tensor:
     """Mean square of every input."""
-    total = sum((of(x).square().sum(0) for x in states), torch.zeros(()))
-    return total / sum(len(x) for x in states)
+    total, count = torch.zeros(()), 0
+    for x in inputs:
+        total, count = total + x.square().sum(0), count + len(x)
+    return total / count
 
 
 def _best(power: Tensor, names: Sequence[str], weights: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> Tensor:
