@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from cierzo.loading import LoadOptions, load, load_engine
     from cierzo.models import Models
     from cierzo.ops.machine import Machine, machine
+    from cierzo.tokens.convert import tokenizer_files, tokenizer_metadata
     from cierzo.tokens.interface import Message, Tokenizer
+    from cierzo.tokens.load import load_tokenizer
 
 _MODULE_OF = {
     "AsyncLLM": "cierzo.async_llm",
@@ -34,6 +36,9 @@ _MODULE_OF = {
     "Usage": "cierzo.engine.request",
     "Message": "cierzo.tokens.interface",
     "Tokenizer": "cierzo.tokens.interface",
+    "load_tokenizer": "cierzo.tokens.load",
+    "tokenizer_files": "cierzo.tokens.convert",
+    "tokenizer_metadata": "cierzo.tokens.convert",
 }
 
 __all__ = [
@@ -53,7 +58,10 @@ __all__ = [
     "__version__",
     "load",
     "load_engine",
+    "load_tokenizer",
     "machine",
+    "tokenizer_files",
+    "tokenizer_metadata",
 ]
 
 

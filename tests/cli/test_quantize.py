@@ -43,3 +43,33 @@ def test_mistakes_are_told(original: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, CierzoError)
     assert "is no folder: give a consolidated or Hugging Face checkpoint" in str(result.exception)
     assert CliRunner().invoke(app, ["quantize", str(original), "--format", "q3"]).exit_code == 2
+
+
+def test_calibrating_on_a_text(original: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The mistral is a strong, cold, northwesterly wind that blows over the sea. " * 40)
+    out = tmp_path / "out-instruct"
+    result = CliRunner().invoke(
+        app, ["quantize", str(original), str(out), "--calibrate", str(text), "--tokens", "600", "--bits", "12"]
+    )
+    assert result.exit_code == 0, result.output
+    plain = original.with_name("tiny-instruct-q4")
+    CliRunner().invoke(app, ["quantize", str(original), str(plain)])
+    assert (out / "packed.safetensors").read_bytes() != (plain / "packed.safetensors").read_bytes()
+    answer = LLM(out).chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=4, ignore_eos=True))
+    assert len(answer.token_ids) == 4
+
+
+def test_mistakes_of_calibrating_are_told(original: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("Too little.")
+    for options, says in (
+        (["--bits", "5"], "--bits needs --calibrate FILE"),
+        (["--calibrate", str(tmp_path / "none")], "none: cannot be read as UTF-8 text"),
+        (["--calibrate", str(short)], "tokens are too few to calibrate with"),
+        (["--calibrate", str(short), "--tokens", "0"], "--tokens must be at least 1"),
+    ):
+        result = CliRunner().invoke(app, ["quantize", str(original), str(tmp_path / "out"), *options])
+        assert isinstance(result.exception, CierzoError)
+        assert says in str(result.exception)
+    assert not (tmp_path / "out").exists()

@@ -32,7 +32,7 @@ from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
 from cierzo.tokens import decode, load_tokenizer
 from cierzo.weights import load_model, quantize_model
-from cierzo.weights.packed import FILE as PACKED
+from cierzo.weights.packing import FILE as PACKED
 from fuzz.mutate import Mutator, in_archive, in_bytes, in_json, in_safetensors
 from support.checkpoints import huggingface_weights, random_weights, write_consolidated, write_gguf
 

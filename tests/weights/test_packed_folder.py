@@ -13,7 +13,7 @@ from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedMatrix, quantize
 from cierzo.weights import load_model, open_source, quantize_model
-from cierzo.weights.packed import FILE
+from cierzo.weights.packing import FILE
 from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
 
 CONFIG = ModelConfig(

@@ -9,7 +9,12 @@ import typer
 
 from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
+from cierzo.cli.export import export
+from cierzo.cli.fit import fit
 from cierzo.cli.generate import generate
+from cierzo.cli.inspect import inspect
+from cierzo.cli.ls import ls, rm
+from cierzo.cli.pull import pull
 from cierzo.cli.quantize import quantize
 from cierzo.errors import CierzoError
 from cierzo.version import __version__
@@ -24,7 +29,13 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(generate)
+app.command()(pull)
+app.command()(ls)
+app.command()(rm)
+app.command()(inspect)
+app.command()(fit)
 app.command()(quantize)
+app.command()(export)
 app.command()(doctor)
 
 

@@ -22,10 +22,22 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="A folder: consolidated or Hugging Face.")],
     out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-FORMAT when left out.")] = None,
     format: Annotated[
-        Format, typer.Option(help="4 bits from a table (4.2 with scales), 4 bits as GGUF's Q4_0 (4.5), or 8 bits.")
-    ] = Format.q4t,
+        Format | None,
+        typer.Option(
+            help="4 bits from a table (4.2 with scales), 4 bits as GGUF's Q4_0 (4.5), or 8 bits; q4t when left out, "
+            "or q4 with --calibrate."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="A text file, such as the model will read: rounds for what it computes there.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="How much of the text is used, with --calibrate.")] = 16_384,
+    bits: Annotated[
+        float | None,
+        typer.Option(help="With --calibrate, bits a weight in all: 8-bit matrices where 4 would harm most."),
+    ] = None,
 ) -> None:
-    """Pack a model into few bits, rounded to nearest; `cierzo chat OUT` then runs it."""
+    """Pack a model into few bits; `cierzo chat OUT` then runs it. Work that was stopped goes on where it was."""
     from cierzo.progress import progress_bar
     from cierzo.weights import quantize_model
 
@@ -33,8 +45,42 @@ def quantize(
         raise CierzoError(
             f"{model} is no folder: give a consolidated or Hugging Face checkpoint (GGUF files run as they are)"
         )
+    if calibrate is None and bits is not None:
+        raise CierzoError("--bits needs --calibrate FILE: which matrices need more bits is measured on a text")
+    format = format or (Format.q4t if calibrate is None else Format.q4)
     target = out or model.resolve().parent / f"{model.resolve().name}-{format}"
     with progress_bar(f"packing {model.resolve().name}", unit="weights") as report:
-        quantize_model(model, target, format=format, progress=report)
+        if calibrate is None:
+            quantize_model(model, target, format=format, progress=report)
+        else:
+            from cierzo.weights.calibrate import Method, quantize_calibrated
+
+            texts = _texts(model, calibrate, tokens)
+            quantize_calibrated(model, target, texts, format=format, method=Method(bits=bits), progress=report)
     size = sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {size / 1e9:.2f} GB", file=sys.stderr)
+
+
+_LENGTH = 512
+"""Tokens of a piece of the text; each is read by itself."""
+
+
+def _texts(model: Path, file: Path, tokens: int) -> list[list[int]]:
+    """Token ids of pieces from all over the text."""
+    from cierzo import load_tokenizer
+
+    if tokens < 1:
+        raise CierzoError(f"--tokens must be at least 1, not {tokens}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CierzoError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    tokenizer = load_tokenizer(model)
+    count = -(-tokens // _LENGTH)
+    # Characters for more than a piece's tokens: few vocabularies have more than 6 a token on average.
+    starts = range(0, max(1, len(text) - 6 * _LENGTH), max(1, len(text) // count))
+    pieces = [tokenizer.encode(text[start : start + 8 * _LENGTH], bos=True)[:_LENGTH] for start in starts]
+    found = sum(len(piece) for piece in pieces[:count])
+    if found < min(tokens, _LENGTH) // 2:
+        raise CierzoError(f"{file}: {found} tokens are too few to calibrate with: give a longer text")
+    return pieces[:count]

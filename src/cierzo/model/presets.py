@@ -14,6 +14,10 @@ _LLAMA_2_7B = ModelConfig(
     dim=4096, n_layers=32, head_dim=128, hidden_dim=11_008, n_heads=32, n_kv_heads=32, vocab_size=32_000,
     max_seq_len=4096,
 )  # fmt: skip
+_SMOLLM2 = ModelConfig(
+    dim=576, n_layers=30, head_dim=64, hidden_dim=1536, n_heads=9, n_kv_heads=3, vocab_size=49_152,
+    max_seq_len=8192, rope_theta=100_000.0, tied_embeddings=True,
+)  # fmt: skip
 
 PRESETS: dict[str, ModelConfig] = {
     "mistral-7b-v0.1": _V01,
@@ -25,10 +29,12 @@ PRESETS: dict[str, ModelConfig] = {
         _V02, n_layers=36, hidden_dim=12_288, vocab_size=131_072, max_seq_len=131_072, rope_theta=1e8,
         sliding_window=(None, 32_768, 32_768, 32_768) * 9,
     ),
-    "smollm2-135m": ModelConfig(
-        dim=576, n_layers=30, head_dim=64, hidden_dim=1536, n_heads=9, n_kv_heads=3, vocab_size=49_152,
-        max_seq_len=8192, rope_theta=100_000.0, tied_embeddings=True,
+    "smollm2-135m": _SMOLLM2,
+    "smollm2-360m": replace(_SMOLLM2, dim=960, n_layers=32, hidden_dim=2560, n_heads=15, n_kv_heads=5),
+    "smollm2-1.7b": replace(
+        _SMOLLM2, dim=2048, n_layers=24, hidden_dim=8192, n_heads=32, n_kv_heads=32, rope_theta=130_000.0
     ),
     "llama-2-7b": _LLAMA_2_7B,
+    "code-llama-7b": replace(_LLAMA_2_7B, vocab_size=32_016, max_seq_len=16_384, rope_theta=1e6),
     "llama-2-13b": replace(_LLAMA_2_7B, dim=5120, n_layers=40, hidden_dim=13_824, n_heads=40, n_kv_heads=40),
 }  # fmt: skip

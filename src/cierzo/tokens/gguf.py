@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cierzo.errors import WeightsError
 from cierzo.tokens.fast import FastTokenizer, byte_level_bytes
@@ -10,6 +10,9 @@ from cierzo.tokens.interface import Tokenizer, reading
 from cierzo.tokens.sentencepiece import SentencePieceTokenizer, processor, serialised_model
 from cierzo.tokens.template import ChatTemplate
 from cierzo.weights.source import flag, shown
+
+if TYPE_CHECKING:
+    import tokenizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 """`tokenizer.ggml.token_type`."""
@@ -120,7 +123,8 @@ def gguf_tokenizer(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tok
     raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.model {shown(model)} is not supported; llama and gpt2 are")
 
 
-def _sentencepiece(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
+def serialised(vocabulary: Vocabulary) -> bytes:
+    """The vocabulary as a SentencePiece model."""
     if vocabulary.scores is None:
         raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.scores is missing: convert the model again")
     kinds = vocabulary.kinds
@@ -128,18 +132,20 @@ def _sentencepiece(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tok
     unk_id, bos_id, eos_id = (
         vocabulary.id(name, default) for name, default in (("unknown", unknown), ("bos", 1), ("eos", 2))
     )
+    return serialised_model(
+        vocabulary.pieces,
+        vocabulary.scores,
+        kinds,
+        unk_id=_or_absent(unk_id),
+        bos_id=_or_absent(bos_id),
+        eos_id=_or_absent(eos_id),
+        add_dummy_prefix=vocabulary.flag("add_space_prefix", True),
+    )
+
+
+def _sentencepiece(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
     with reading(vocabulary.path, "a SentencePiece vocabulary in tokenizer.ggml.tokens"):
-        library = processor(
-            serialised_model(
-                vocabulary.pieces,
-                vocabulary.scores,
-                kinds,
-                unk_id=_or_absent(unk_id),
-                bos_id=_or_absent(bos_id),
-                eos_id=_or_absent(eos_id),
-                add_dummy_prefix=vocabulary.flag("add_space_prefix", True),
-            )
-        )
+        library = processor(serialised(vocabulary))
     return SentencePieceTokenizer(
         library, bos_id=vocabulary.bos_id(True), stop_ids=vocabulary.stop_ids, template=template
     )
@@ -149,26 +155,38 @@ def _or_absent(token: int | None) -> int:
     return -1 if token is None else token
 
 
-def _byte_pair(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
-    from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+def byte_pair(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
+    """The vocabulary as a tokenizer of the library, without its control tokens: only templates make them."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     name = vocabulary.metadata.get("tokenizer.ggml.pre")
     if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise WeightsError(f"{vocabulary.path}: tokenizer.ggml.pre {shown(name)} is not supported; {known} are")
-    kinds = list(enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)))
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
     ids = {piece: token for token, piece in enumerate(vocabulary.pieces)}
     with reading(vocabulary.path, "a byte-pair vocabulary whose tokenizer.ggml.merges fit it"):
         library = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=name in _WHOLE_WORDS_FIRST))
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in PRE_TOKENIZERS[name]),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    # Control tokens are not added: only templates make them. The others are found in any text, as llama.cpp does.
-    library.add_tokens([AddedToken(piece, normalized=False) for _, (piece, kind) in kinds if kind == USER_DEFINED])
+    library.pre_tokenizer = pre_tokenizers.Sequence(cut(name))
+    # Other added tokens are found in any text, as llama.cpp does.
+    pairs = zip(vocabulary.pieces, vocabulary.kinds, strict=True)
+    library.add_tokens([AddedToken(piece, normalized=False) for piece, kind in pairs if kind == USER_DEFINED])
+    return library
+
+
+def cut(name: str) -> list[Any]:
+    """The steps that cut a text before merging, by one of `PRE_TOKENIZERS`' names."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return [
+        *(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in PRE_TOKENIZERS[name]),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def _byte_pair(vocabulary: Vocabulary, template: ChatTemplate | None) -> Tokenizer:
+    library = byte_pair(vocabulary)
+    kinds = list(enumerate(zip(vocabulary.pieces, vocabulary.kinds, strict=True)))
     return FastTokenizer(
         library,
         piece_bytes={

@@ -69,13 +69,14 @@ def _gguf_template(vocabulary: Vocabulary, chosen: str | None) -> ChatTemplate |
 
 def _is_mistral(path: Path) -> bool:
     """Whether mistral-common knows this folder's tokenizer."""
-    if _own_file(path) is not None:
+    if own_file(path) is not None:
         return True
     kind = _read(path / "config.json").get("model_type", "mistral" if (path / "params.json").is_file() else "")
     return (path / "tokenizer.model").is_file() and kind in ("mistral", "mixtral", "ministral")
 
 
-def _own_file(path: Path) -> Path | None:
+def own_file(path: Path) -> Path | None:
+    """A tokenizer file of Mistral's own naming."""
     return next(iter([*sorted(path.glob("tekken*.json")), *sorted(path.glob("tokenizer.model.v*"))]), None)
 
 
@@ -84,11 +85,11 @@ def _mistral(path: Path, chosen: str | None) -> Tokenizer:
 
     # Base and instruct weights share these files. A Hugging Face folder says by its template which it is; a
     # consolidated one only by its name.
-    has_template = _own_template(path) is not None or "instruct" in path.resolve().name.lower()
+    has_template = own_template(path) is not None or "instruct" in path.resolve().name.lower()
     instruct = chosen == "mistral" or (chosen is None and has_template)
     if chosen not in (None, "none", "mistral"):
         raise WeightsError(f"{path}: Mistral's tokenizers go with --chat-template mistral or none, not {chosen!r}")
-    return MistralTokenizer(_own_file(path) or path / "tokenizer.model", instruct=instruct)
+    return MistralTokenizer(own_file(path) or path / "tokenizer.model", instruct=instruct)
 
 
 def _from_json(path: Path, chosen: str | None) -> Tokenizer:
@@ -98,13 +99,13 @@ def _from_json(path: Path, chosen: str | None) -> Tokenizer:
     spec = read_json(file)
     config = _read(path / "tokenizer_config.json")
     controls = {t["content"]: t["id"] for t in added_tokens(file, spec) if t.get("special")}
-    names = {name: _spelled(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    names = {name: spelled(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     return from_json(
         file,
         spec,
         bos=names["bos_token"],
         stop=_stop_tokens(path, names["eos_token"], controls),
-        template=_template(file, _own_template(path), chosen, controls, names),
+        template=_template(file, own_template(path), chosen, controls, names),
     )
 
 
@@ -128,11 +129,11 @@ def _from_sentencepiece(path: Path, chosen: str | None) -> Tokenizer:
         raise WeightsError(f"{file}: a vocabulary without begin and end tokens is not supported")
     controls = {library.id_to_piece(t): t for t in range(library.vocab_size()) if library.is_control(t)}
     names = {"bos_token": library.id_to_piece(bos), "eos_token": library.id_to_piece(eos)}
-    template = _template(file, _own_template(path), chosen, controls, names)
+    template = _template(file, own_template(path), chosen, controls, names)
     return SentencePieceTokenizer(library, bos_id=bos, stop_ids=[eos], template=template)
 
 
-def _own_template(path: Path) -> str | None:
+def own_template(path: Path) -> str | None:
     """The Jinja template of a Hugging Face folder."""
     for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
         file = path / name
@@ -148,7 +149,7 @@ def _own_template(path: Path) -> str | None:
     return None
 
 
-def _spelled(token: Any) -> str:
+def spelled(token: Any) -> str:
     """A token of a tokenizer_config.json: text, or a mapping with the text as content."""
     if isinstance(token, dict):
         token = token.get("content")

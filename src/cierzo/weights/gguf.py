@@ -34,12 +34,12 @@ _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 
-_MODEL = {
+MODEL = {
     "token_embd.weight": "tok_embeddings.weight",
     "output_norm.weight": "norm.weight",
     "output.weight": "output.weight",
 }
-_LAYER = {
+LAYER = {
     "attn_norm": "attention_norm",
     "attn_q": "attention.wq",
     "attn_k": "attention.wk",
@@ -51,7 +51,7 @@ _LAYER = {
     "ffn_up": "feed_forward.w3",
     "ffn_gate_inp": "feed_forward.gate",
 }
-_EXPERT = {"ffn_gate": "w1", "ffn_down": "w2", "ffn_up": "w3"}
+EXPERT = {"ffn_gate": "w1", "ffn_down": "w2", "ffn_up": "w3"}
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _ONE_EXPERT = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)\.(\d+)\.weight")
 _ALL_EXPERTS = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)_exps\.weight")
@@ -225,6 +225,11 @@ class GgufFile:
     def file(self, name: str) -> Path:
         return self.path
 
+    def kind(self, name: str) -> str:
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType(self._header.tensors[self._places[name].stored].kind).name
+
     def tensor(self, name: str) -> Tensor:
         raw, shape, kind = self._stored(name)
         if kind in _FLOATS:
@@ -307,15 +312,15 @@ def _places(name: str, tensor: StoredTensor, n_experts: int) -> list[tuple[str, 
 
     Experts are together, [experts, outputs, inputs], or in older files apart.
     """
-    if name in _MODEL:
-        return [(_MODEL[name], _Place(name))]
-    if (found := _IN_LAYER.fullmatch(name)) and found[2] in _LAYER:
-        return [(f"layers.{found[1]}.{_LAYER[found[2]]}.weight", _Place(name))]
+    if name in MODEL:
+        return [(MODEL[name], _Place(name))]
+    if (found := _IN_LAYER.fullmatch(name)) and found[2] in LAYER:
+        return [(f"layers.{found[1]}.{LAYER[found[2]]}.weight", _Place(name))]
     if found := _ONE_EXPERT.fullmatch(name):
-        return [(f"layers.{found[1]}.feed_forward.experts.{found[3]}.{_EXPERT[found[2]]}.weight", _Place(name))]
+        return [(f"layers.{found[1]}.feed_forward.experts.{found[3]}.{EXPERT[found[2]]}.weight", _Place(name))]
     if (found := _ALL_EXPERTS.fullmatch(name)) and len(tensor.shape) == 3 and tensor.shape[0] == n_experts:
         layer = f"layers.{found[1]}.feed_forward.experts"
-        return [(f"{layer}.{e}.{_EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(n_experts)]
+        return [(f"{layer}.{e}.{EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(n_experts)]
     return [(name, _Place(name))]
 
 

@@ -43,12 +43,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-_MODEL = {
+MODEL = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "output.weight",
 }
-_LAYER = {
+LAYER = {
     "self_attn.q_proj": "attention.wq",
     "self_attn.k_proj": "attention.wk",
     "self_attn.v_proj": "attention.wv",
@@ -72,9 +72,9 @@ def open_huggingface(folder: Path) -> MappedTensors:
     files: dict[str, Path] = {}
     for file, stored in _read_tensors(folder).items():
         for name, tensor in stored.items():
-            for ours, view in _views(name, tensor, config):
+            for ours, view in views(name, tensor, config):
                 tensors[ours], files[ours] = view, file
-    return MappedTensors(folder, config, tensors, files, partial(_interleave, config.head_dim))
+    return MappedTensors(folder, config, tensors, files, partial(interleave, config.head_dim))
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -190,20 +190,20 @@ def _read_tensors(folder: Path) -> dict[Path, dict[str, Tensor]]:
     return kept
 
 
-def _views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """The parameters, by Mistral's names, that one stored tensor holds.
 
     Mixtral's experts are apart in `block_sparse_moe`, or together in `mlp.experts`: [experts, 2 F, D] with the gate
     above the up projection, and [experts, D, F].
     """
-    if name in _MODEL:
-        yield _MODEL[name], tensor
+    if name in MODEL:
+        yield MODEL[name], tensor
     elif name.endswith("rotary_emb.inv_freq"):
         return  # older files carry the angles, which follow from the configuration
     elif found := _EXPERT.fullmatch(name):
         yield f"{found[1]}.feed_forward.{found[2]}", tensor
-    elif (found := _IN_LAYER.fullmatch(name)) and found[2] in _LAYER:
-        yield f"{found[1]}.{_LAYER[found[2]]}.weight", tensor
+    elif (found := _IN_LAYER.fullmatch(name)) and found[2] in LAYER:
+        yield f"{found[1]}.{LAYER[found[2]]}.weight", tensor
     elif (
         (found := _ALL_EXPERTS.fullmatch(name))
         and tensor.ndim == 3
@@ -222,7 +222,14 @@ def _views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str
         yield name, tensor
 
 
-def _interleave(head_dim: int, name: str, tensor: Tensor) -> Tensor:
+def halves(head_dim: int, name: str, tensor: Tensor) -> Tensor:
+    """Rows of q and k from pairs side by side to half-split rotary order: what `interleave` undoes."""
+    if not name.endswith(("attention.wq.weight", "attention.wk.weight")):
+        return tensor
+    return tensor.view(-1, head_dim // 2, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+
+
+def interleave(head_dim: int, name: str, tensor: Tensor) -> Tensor:
     """Rows of q and k from half-split rotary order, (0, C/2), (1, C/2 + 1), ..., to pairs side by side."""
     if not name.endswith(("attention.wq.weight", "attention.wk.weight")):
         return tensor

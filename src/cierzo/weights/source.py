@@ -63,6 +63,10 @@ class WeightSource(Protocol):
         """The file that holds a tensor."""
         ...
 
+    def kind(self, name: str) -> str:
+        """What a tensor is stored in, as its format calls it: "bfloat16", "Q4_0"."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """One tensor: mapped memory when nothing had to be converted. Raises KeyError for a name not in `shapes`."""
         ...
@@ -98,6 +102,9 @@ class MappedTensors:
     def tensor(self, name: str) -> Tensor:
         return self._convert(name, self._tensors[name])
 
+    def kind(self, name: str) -> str:
+        return dtype_name(self._tensors[name].dtype)
+
     def packed(self, name: str) -> PackedMatrix:
         return quantize(self.tensor(name), Format.Q8)
 
@@ -111,7 +118,8 @@ def open_source(path: Path) -> WeightSource:
     from cierzo.weights.consolidated import consolidated_files, open_consolidated
     from cierzo.weights.gguf import GgufFile
     from cierzo.weights.huggingface import open_huggingface
-    from cierzo.weights.packed import FILE, PackedFolder
+    from cierzo.weights.packed import PackedFolder
+    from cierzo.weights.packing import FILE
 
     file = gguf_file(path)
     if file is not None:

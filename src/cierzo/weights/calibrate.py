@@ -1,0 +1,164 @@
+"""Quantising a model by what it computes on a text, layer by layer, in the memory of one layer.
+
+Three things on top of rounding, all measured on the text:
+
+- *Scaling* (AWQ, arXiv:2306.00978): large inputs get finer steps. Columns of a matrix are multiplied by a factor, and
+  what makes those inputs is divided by it, which changes nothing but the rounding: norms for q/k/v and gate/up, the
+  rows of v for the output projection, the rows of up for down.
+- *Correction* (`gptq`): what rounding a column loses, later columns make up for. Each layer is rounded for what the
+  rounded layers before it give.
+- *Mixed precision*: a matrix is in 8 bits, not 4, where rounding it changes the layer's outcome most for its size.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cierzo.errors import CierzoError, WeightsError
+from cierzo.ops import Format, PackedMatrix, quantize, reference
+from cierzo.weights.gptq import Grid, Moments, grid, round_matrix
+from cierzo.weights.layer import Layer, Weights, load_layer
+from cierzo.weights.load import checked_finite
+from cierzo.weights.packed import FORMATS, open_original, packed_formats, partial_model
+from cierzo.weights.packing import PackedWriter
+from cierzo.weights.scaling import scale_layer
+from cierzo.weights.sensitivity import mixed_formats, sensitivities
+from cierzo.weights.source import WeightSource
+
+_STATE = "calibration.pt"
+_FORMATS = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Method:
+    """Which steps are taken; all of them, unless they are to be measured."""
+
+    scaling: bool = True
+    correction: bool = True
+    bits: float | None = None
+    """Bits a weight of the whole file at most; then matrices are in 4 or 8 bits as they need it."""
+
+
+def quantize_calibrated(
+    model: Path, out: Path, texts: Sequence[Sequence[int]], *, format: str = "q4", method: Method | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """Write the model at `model` as a packed folder `out`, as `quantize_model` does, rounded for `texts` of token ids.
+
+    Work that was stopped goes on after the last whole layer. `format` is q4 or q8. Raises `CierzoError` as
+    `quantize_model` does, and for another format.
+    """
+    method = method or Method()
+    if format not in ("q4", "q8"):
+        raise CierzoError(f"weights can be rounded for a text in q4 or q8, not in {format!r}")
+    source, shapes = open_original(model, out)
+    config = source.config
+    if any(not 0 <= token < config.vocab_size for text in texts for token in text) or not any(texts):
+        raise CierzoError("the calibration texts have no tokens, or tokens that are not this model's")
+    settings = json.dumps([format, method.scaling, method.correction, method.bits, [list(text) for text in texts]])
+    with partial_model(model, out) as folder, torch.inference_mode():
+        formats = _formats(source, shapes, texts, format, method, folder / _FORMATS, settings)
+        writer = PackedWriter(folder, config, shapes, formats, settings)
+        if not writer.done:  # what an earlier run of other settings left
+            (folder / _STATE).unlink(missing_ok=True)
+        _Run(source, writer, texts, method, folder, progress).run()
+        writer.finish()
+        for name in (_STATE, _FORMATS):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _formats(
+    source: WeightSource, shapes: Mapping[str, tuple[int, ...]], texts: Sequence[Sequence[int]], format: str,
+    method: Method, kept: Path, settings: str,
+) -> dict[str, Format]:  # fmt: skip
+    """The format of every matrix; what was measured for it is kept for a run that goes on."""
+    if method.bits is None:
+        return packed_formats(shapes, format)
+    try:
+        before = json.loads(kept.read_text())
+    except (OSError, ValueError):
+        before = {}
+    if before.get("settings") != settings:
+        tensors = [torch.tensor(text) for text in texts if len(text)]
+        before = {"settings": settings, "found": sensitivities(source, tensors, FORMATS[format])}
+        kept.write_text(json.dumps(before))
+    return mixed_formats(source, shapes, before["found"], method.bits, FORMATS[format])
+
+
+class _Run:
+    def __init__(
+        self, source: WeightSource, writer: PackedWriter, texts: Sequence[Sequence[int]], method: Method, folder: Path,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.source, self.writer, self.method, self.progress = source, writer, method, progress
+        self.config, self.state = source.config, folder / _STATE
+        self.texts = [torch.tensor(text) for text in texts if len(text)]
+        self.rounded = 0
+
+    def run(self) -> None:
+        embeddings = self._single("tok_embeddings.weight")
+        first, states = self._resumed()
+        if not states:
+            states = [embeddings[text] for text in self.texts]
+        del embeddings
+        for number in range(self.config.n_layers):
+            layer = Layer(self.config, number, load_layer(self.source, number))
+            if number >= first:
+                self._layer(layer, states)
+                torch.save([number + 1, states], self.state.with_suffix(".new"))
+                self.state.with_suffix(".new").rename(self.state)
+            self._count(layer.weights)
+        norm = checked_finite(self.source, "norm.weight").float()
+        self.writer.write("norm.weight", norm)
+        if not self.config.tied_embeddings:
+            moments = Moments(self.config.dim)
+            for x in states:
+                moments.add(reference.rms_norm(x, norm, self.config.norm_eps))
+            self._matrix("output.weight", checked_finite(self.source, "output.weight"), moments)
+
+    def _resumed(self) -> tuple[int, list[Tensor]]:
+        """The first layer that is left, and what enters it."""
+        if not self.state.is_file():
+            return 0, []
+        first, states = torch.load(self.state, weights_only=True)
+        return first, states
+
+    def _single(self, name: str) -> Tensor:
+        """A matrix that no inputs are known of: the embedding, whose rows are looked up. Returns it as rounded."""
+        tensor = checked_finite(self.source, name).float()
+        if name not in self.writer.done:
+            packed = quantize(tensor, self.writer.formats[name])
+            self.writer.write(name, packed.data)
+            return packed.unpacked()
+        return quantize(tensor, self.writer.formats[name]).unpacked()
+
+    def _layer(self, layer: "Layer", states: list[Tensor]) -> None:
+        if self.method.scaling:
+            scale_layer(layer, states, {name: self._grid(layer, name) for name in layer.matrices})
+        for names, moments in layer.stages(states):
+            for name in names:
+                packed = self._matrix(layer.full(name), layer.weights[name], moments)
+                layer.weights[name] = packed.unpacked()
+        for name, tensor in layer.weights.items():
+            if name not in layer.matrices:
+                self.writer.write(layer.full(name), tensor)
+
+    def _grid(self, layer: "Layer", name: str) -> Grid:
+        return grid(self.writer.formats[layer.full(name)])
+
+    def _matrix(self, name: str, weights: Tensor, moments: Moments) -> PackedMatrix:
+        try:
+            packed = round_matrix(weights, grid(self.writer.formats[name]), moments, correct=self.method.correction)
+        except ValueError as error:
+            raise WeightsError(f"{self.source.path}: tensor {name!r}: {error}") from error
+        self.writer.write(name, packed.data)
+        return packed
+
+    def _count(self, weights: Weights) -> None:
+        self.rounded += sum(tensor.numel() for tensor in weights.values())
+        if self.progress:
+            self.progress(self.rounded, self.config.n_params)
