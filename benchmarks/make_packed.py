@@ -7,7 +7,6 @@ Mistral's v1. For `cpu.py --cierzo-model FOLDER`, beside the file of `make_gguf.
 """
 
 import argparse
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +18,8 @@ from torch import Tensor
 from cierzo.model import PRESETS, ModelConfig
 from cierzo.ops import Format, packed_shape, quantize
 from cierzo.ops.coded import header_bytes, spans
-from cierzo.weights.load import is_matrix
-from cierzo.weights.packed import EMBEDDINGS, FILE, header
+from cierzo.weights.packed import packed_formats
+from cierzo.weights.packing import PackedWriter
 from make_checkpoint import parameter_shapes, show_progress
 
 PIECE = 256  # panels drawn at a time
@@ -36,17 +35,13 @@ def make_packed(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     partial.mkdir(parents=True)
     shutil.copy(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1", partial / "tokenizer.model")
     shapes = parameter_shapes(config)
-    matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
-    formats = {name: Format.Q8 if name in EMBEDDINGS else Format.Q4T for name in matrices}
-    total = sum(math.prod(packed_shape(format, *shapes[name])) for name, format in formats.items())
-    with (partial / FILE).open("wb") as file:
-        file.write(header(config, shapes, formats))
-        for name, format in formats.items():
-            for piece in pieces(format, *shapes[name]):
-                file.write(piece.numpy().data)
-                show_progress(file.tell(), total)
-        for name in [name for name in shapes if name not in formats]:
-            file.write(torch.ones(shapes[name]).numpy().data)
+    formats = packed_formats(shapes, "q4t")
+    writer = PackedWriter(partial, config, shapes, formats)
+    for number, (name, shape) in enumerate(shapes.items(), 1):
+        packed = formats.get(name)
+        writer.write(name, torch.ones(shape) if packed is None else torch.cat([*pieces(packed, *shape)]))
+        show_progress(number, len(shapes))
+    writer.finish()
     partial.rename(folder)
 
 

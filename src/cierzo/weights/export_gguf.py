@@ -12,10 +12,11 @@ from torch import Tensor
 from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, quantize
-from cierzo.ops.packed import GROUP, PANEL
+from cierzo.ops.coded import GROUP, PANEL
 from cierzo.weights.export import Progress, finite, open_complete
 from cierzo.weights.gguf import EXPERT, LAYER, MODEL
 from cierzo.weights.load import checked_finite, is_matrix
+from cierzo.weights.packed import EMBEDDINGS
 from cierzo.weights.source import WeightSource
 from cierzo.weights.store import check_space, locked
 
@@ -27,7 +28,6 @@ _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 _THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
 _IN_LAYER = {ours: theirs for theirs, ours in LAYER.items()}
 _EXPERT = {ours: theirs for theirs, ours in EXPERT.items()}
-_EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -132,7 +132,7 @@ def _plan(
             found = Kind.F16
         else:
             own = {"Q4": Kind.Q4_0, "Q4M": Kind.Q4_1, "Q8": Kind.Q8_0}.get(source.kind(ours))
-            wanted = Kind.Q8_0 if kind == "q8_0" or ours in _EMBEDDINGS else Kind.Q4_0
+            wanted = Kind.Q8_0 if kind == "q8_0" or ours in EMBEDDINGS else Kind.Q4_0
             found = own or wanted
         names, before = plan.setdefault(stored, ([], found))
         if before != found:

@@ -112,7 +112,8 @@ def _random_model(config: ModelConfig, formats: dict[str, Format]) -> Transforme
         if is_matrix(name, shape):
             format = formats[name]
             data = torch.randint(0, 256, packed_shape(format, *shape), dtype=torch.uint8)
-            scales = coded.spans(-(-shape[1] // coded.TILE)) * coded.PANEL if format is Format.Q4T else format.header // 2
+            tiles = -(-shape[1] // coded.TILE)
+            scales = coded.spans(tiles) * coded.PANEL if format is Format.Q4T else format.header // 2
             scale = torch.full((scales,), 0.05 / shape[1] ** 0.5, dtype=torch.float16)
             data[..., : 2 * scales] = scale.view(torch.uint8)
             setattr(owner, attribute, PackedMatrix(format, shape[0], shape[1], data))

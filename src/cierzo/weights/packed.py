@@ -161,8 +161,8 @@ def quantize_model(
     """Write the model at `model` (consolidated or Hugging Face) as a packed folder `out`, tensor by tensor.
 
     Matrices are rounded to the nearest in `format` (q4t, q4 or q8), embeddings and output always in q8; norms and
-    routers stay float32. `out` appears only when it is whole; work that was stopped goes on where it was. `progress` hears (weights
-    done, weights in all).
+    routers stay float32. `out` appears only when it is whole; work that was stopped goes on where it was. `progress`
+    hears (weights done, weights in all).
 
     Raises:
         CierzoError: `out` exists, or cannot be written.
