@@ -11,6 +11,7 @@ from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
 from cierzo.cli.generate import generate
 from cierzo.cli.quantize import quantize
+from cierzo.cli.serve import serve
 from cierzo.errors import CierzoError
 from cierzo.version import __version__
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(chat)
 app.command()(generate)
 app.command()(quantize)
+app.command()(serve)
 app.command()(doctor)
 
 
