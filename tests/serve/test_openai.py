@@ -122,7 +122,10 @@ def test_a_json_schema(client: OpenAI) -> None:
 
 def test_a_choice(client: OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="smollm", messages=QUESTION, temperature=0, extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}}
+        model="smollm",
+        messages=QUESTION,
+        temperature=0,
+        extra_body={"structured_outputs": {"choice": ["Rome", "Oslo"]}},
     )
     assert answer.choices[0].message.content in ("Rome", "Oslo")
 

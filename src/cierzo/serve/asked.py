@@ -41,7 +41,9 @@ def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     plain = []
     for tool in tools or ():
         function = tool.function.model_dump(exclude_none=True, exclude={"strict"})
-        plain.append({"type": "function", "function": {"parameters": {"type": "object"}, **function}})
+        if "parameters" not in function:
+            function["parameters"] = {"type": "object", "properties": {}}
+        plain.append({"type": "function", "function": function})
     return plain
 
 

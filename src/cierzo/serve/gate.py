@@ -1,6 +1,7 @@
 """What every request passes before anything reads it: who asks, how much, how fast; and its line in the log."""
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -16,6 +17,7 @@ from cierzo.serve.state import Caller, State
 
 _KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -148,7 +150,10 @@ class Gate:
             raise ApiError(
                 408, f"the body did not arrive within {settings.body_timeout} s", code="body_timeout"
             ) from None
-        whole: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+        body = b"".join(parts)
+        if _SURROGATE.search(body):
+            await asyncio.to_thread(_check_pairs, body)
+        whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
             return whole.pop() if whole else await receive()
@@ -170,6 +175,20 @@ class Gate:
             **caller.fields,
         }
         event("request", level=logging.DEBUG if quiet else logging.INFO, **particulars)
+
+
+def _check_pairs(body: bytes) -> None:
+    """Refuse half surrogate pairs: JSON can write them, and no text can hold them.
+
+    Raises:
+        ApiError: there is one.
+    """
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "the body has half a surrogate pair, which is no character", code="json_invalid") from None
+    except (ValueError, RecursionError):
+        return  # told by who reads it
 
 
 def _too_large(most: int) -> ApiError:

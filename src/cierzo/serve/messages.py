@@ -9,15 +9,15 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from cierzo import AsyncLLM, Completion, Delta, SamplingParams, Usage
+from cierzo import AsyncLLM, Completion, Delta, SamplingParams, Structure, Usage
 from cierzo.engine import ToolCallDelta
 from cierzo.serve.answers import Answers, Question, begin_answers, use_model, watched
-from cierzo.serve.asked import tools_of
+from cierzo.serve.asked import check_size, tools_of
 from cierzo.serve.errors import ApiError
 from cierzo.serve.schemas import anthropic as schema
 from cierzo.serve.schemas.openai import ChatRequest
 from cierzo.serve.sse import EventStream, message
-from cierzo.serve.state import caller_of, state_of
+from cierzo.serve.state import State, caller_of, state_of
 from cierzo.tokens import ChatError, decode
 
 router = APIRouter()
@@ -64,13 +64,24 @@ async def _begin(body: schema.MessagesRequest, request: Request, stack: AsyncExi
         caller.fields["messages"] = body.model_dump(exclude_none=True, include={"system", "messages"})
     name, llm = await use_model(request, body.model, stack)
     tools, forced = tools_of(_tool_request(body), llm, state)
+    structure = _structure(body, state)
+    if tools and structure is not None:
+        raise ApiError(400, "output_config.format and tools exclude each other", param="output_config")
     given = {n: value for n in ("temperature", "top_p", "top_k") if (value := getattr(body, n)) is not None}
     params = SamplingParams(
-        **given, max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), structure=forced
+        **given, max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), structure=forced or structure
     )
     prompt = await _encoded(body, llm, tools)
-    question = Question([prompt], params, tools=bool(tools), structure_param="tools")
+    question = Question([prompt], params, tools=bool(tools), structure_param="tools" if forced else "output_config")
     return await begin_answers(request, name, llm, question, stack, "messages")
+
+
+def _structure(body: schema.MessagesRequest, state: State) -> Structure | None:
+    """The form that the answer must have."""
+    if body.output_config is None or body.output_config.format is None:
+        return None
+    check_size("output_config", body.output_config.format.schema_, state)
+    return Structure("json_schema", body.output_config.format.schema_)
 
 
 async def _encoded(body: schema.CountRequest, llm: AsyncLLM, tools: list[dict[str, Any]]) -> list[int]:

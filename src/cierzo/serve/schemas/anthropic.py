@@ -94,6 +94,15 @@ class Thinking(Asked):
     type: Literal["disabled"]
 
 
+class OutputFormat(Asked):
+    type: Literal["json_schema"]
+    schema_: JsonSchema = Field(alias="schema")
+
+
+class OutputConfig(Asked):
+    format: OutputFormat | None = None
+
+
 class CountRequest(Asked):
     """What is counted, and the beginning of every request."""
 
@@ -103,6 +112,8 @@ class CountRequest(Asked):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    cache_control: CacheControl | None = None
+    output_config: OutputConfig | None = None
 
 
 class MessagesRequest(CountRequest):
@@ -152,8 +163,8 @@ class AnthropicMessage(Answered):
     role: Literal["assistant"]
     model: str
     content: list[AnsweredText | AnsweredToolUse]
-    stop_reason: Literal["end_turn", "max_tokens", "tool_use"]
-    stop_sequence: None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
     usage: Usage
 
 
