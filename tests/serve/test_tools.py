@@ -6,18 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
-import mistral_common
 import openai
 import pytest
 from openai import OpenAI
 
 from cierzo import LoadOptions, load_engine
-from cierzo.engine import Engine
-from cierzo.tokens.mistral import MistralTokenizer
-from support.models import tiny_config, tiny_model
-from support.server import Served, served
+from support.server import Served, mistral_engine, served
 
-DATA = Path(mistral_common.__file__).parent / "data"
 QUESTION: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER = {
     "type": "object",
@@ -55,10 +50,8 @@ def server(
             default_gguf, LoadOptions(chat_template=str(template), cache_tokens=4096, max_seq_len=2048)
         ).engine
     else:
-        name = {"v3": "mistral_instruct_tokenizer_240323.model.v3", "v7": "mistral_instruct_tokenizer_241114.model.v7"}
-        tokenizer = MistralTokenizer(DATA / name[request.param], instruct=True)
-        model = tiny_model(tiny_config(vocab_size=tokenizer.vocab_size))
-        engine = Engine(model, tokenizer, max_seq_len=4096, cache_tokens=8192)
+        names = {"v3": "mistral_instruct_tokenizer_240323.model.v3", "v7": "mistral_instruct_tokenizer_241114.model.v7"}
+        engine = mistral_engine(names[request.param])
     with served(engine) as server:
         yield server
         assert server.until_idle()

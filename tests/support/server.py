@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mistral_common
 
 from cierzo import AsyncLLM, Models
 from cierzo.engine import Engine
@@ -23,6 +24,16 @@ from cierzo.serve import auth
 from cierzo.serve.run import DrainingServer
 from cierzo.serve.settings import Settings
 from cierzo.serve.state import State
+from cierzo.tokens.mistral import MistralTokenizer
+from support.models import tiny_config, tiny_model
+
+
+def mistral_engine(tokenizer: str, max_seq_len: int = 4096) -> Engine:
+    """Random weights with one of Mistral's vocabularies and its template, in which control tokens begin tool calls."""
+    data = Path(mistral_common.__file__).parent / "data"
+    loaded = MistralTokenizer(data / tokenizer, instruct=True)
+    model = tiny_model(tiny_config(vocab_size=loaded.vocab_size))
+    return Engine(model, loaded, max_seq_len=max_seq_len, cache_tokens=4 * max_seq_len)
 
 
 class Served:

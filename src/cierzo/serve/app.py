@@ -26,7 +26,7 @@ def create_app(state: State) -> FastAPI:
     app = FastAPI(
         title="Cierzo",
         version=__version__,
-        description="The APIs of OpenAI and Anthropic on this machine's models; errors have the shape of the API asked.",
+        description="The APIs of OpenAI and Anthropic on this machine's models. Errors have the shape of the API.",
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
         openapi_url="/openapi.json",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from cierzo.errors import CierzoError
-from cierzo.weights.pull import DEFAULT_MODEL
 
 PREFIX = "CIERZO_"
 _LOOPBACK = ("127.", "localhost", "::1")
@@ -100,6 +99,8 @@ class Settings:
         Raises:
             CierzoError: two models of one name.
         """
+        from cierzo.weights.pull import DEFAULT_MODEL  # which imports PyTorch, and `cierzo --help` does not wait for it
+
         sources: dict[str, str] = {}
         for text in self.models or [DEFAULT_MODEL]:
             name, given, source = text.partition("=")
