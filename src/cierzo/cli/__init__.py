@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cierzo.cli.bench import bench
 from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
 from cierzo.cli.generate import generate
@@ -28,6 +29,7 @@ app.command()(generate)
 app.command()(quantize)
 app.command()(serve)
 app.command()(doctor)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

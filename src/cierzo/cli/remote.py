@@ -33,13 +33,13 @@ class RemoteLLM:
     def __init__(self, url: str, model: str | None) -> None:
         if not url.startswith(("http://", "https://")):
             raise CierzoError(f"{url!r} is no address of a server: give one like http://localhost:8000")
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self.url = url.rstrip("/").removesuffix("/v1")
         models = {m["id"]: m for m in self._json("/v1/models").get("data", ())}
         if not models:
-            raise CierzoError(f"the server at {self._url} has no models")
+            raise CierzoError(f"the server at {self.url} has no models")
         self.name = model or next(iter(models))
         if self.name not in models:
-            raise CierzoError(f"the server at {self._url} has no model {self.name!r}: use one of {', '.join(models)}")
+            raise CierzoError(f"the server at {self.url} has no model {self.name!r}: use one of {', '.join(models)}")
         self.max_seq_len: int | None = models[self.name].get("max_model_len")
         self.tokenizer = RemoteTokenizer(self)
 
@@ -71,13 +71,13 @@ class RemoteLLM:
         data = None if body is None else json.dumps(body).encode()
         try:
             response: HTTPResponse = urllib.request.urlopen(
-                urllib.request.Request(self._url + path, data, headers), timeout=_TIMEOUT
+                urllib.request.Request(self.url + path, data, headers), timeout=_TIMEOUT
             )
         except urllib.error.HTTPError as error:
             raise CierzoError(f"the server refused: {_reason(error)}") from None
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise CierzoError(f"cannot reach the server at {self._url}: {reason}") from None
+            raise CierzoError(f"cannot reach the server at {self.url}: {reason}") from None
         return response
 
 
