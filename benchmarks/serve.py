@@ -51,7 +51,7 @@ def server(engine: str, model: Path, options: argparse.Namespace) -> Iterator[st
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"CIERZO_THREADS": str(options.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {"CIERZO_THREADS": str(options.threads)}
     log = subprocess.DEVNULL if not options.verbose else None
     child = subprocess.Popen(command(engine, model, port, options), env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"

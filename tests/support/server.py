@@ -101,9 +101,9 @@ def until(true: Any, seconds: float = 10) -> bool:
 class Process:
     """`cierzo serve` in a process of its own."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, port: int = 0, environment: dict[str, str] | None = None) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "cierzo", "serve", "--port", "0", *arguments],
+            [sys.executable, "-m", "cierzo", "serve", "--port", str(port), *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "CIERZO_THREADS": "1", **(environment or {})},
