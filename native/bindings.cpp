@@ -2,6 +2,7 @@
 // shapes, types and layout. What matrices, tables and layers say of themselves is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include "isa.h"
 #include "pool.h"
 #include "repack.h"
+#include "sample.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -134,6 +136,16 @@ NB_MODULE(_native, m) {
                         uintptr_t out) {
         check(w1.inputs == w3.inputs && w1.outputs == w3.outputs, "gate and up do not fit");
         cierzo::gate_up(at(x), n_rows, at(norm), eps, w1, w3, at(out));
+    }, free_gil);
+    m.def("sample", [](const std::vector<std::tuple<uintptr_t, uintptr_t, double, double, double, int64_t, double>>& rows,
+                       size_t vocab) {
+        std::vector<cierzo::Draw> draws;
+        for (const auto& [scores, allowed, temperature, top_p, min_p, top_k, draw] : rows)
+            draws.push_back({at(scores), at<const uint8_t>(allowed), temperature, top_p, min_p, top_k, draw, -1});
+        cierzo::sample(draws.data(), draws.size(), vocab);
+        std::vector<int64_t> tokens;
+        for (const cierzo::Draw& d : draws) tokens.push_back(d.token);
+        return tokens;
     }, free_gil);
     m.def("unpack", [](const Matrix& w, uintptr_t rows, size_t n, uintptr_t out) {
         cierzo::unpack(w, at<const int64_t>(rows), n, at(out));

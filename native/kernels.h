@@ -41,6 +41,8 @@ struct Kernels {
     void (*attend)(const Attention& job, int head, int64_t first, int64_t last, float* scratch);
     // n floats to bfloat16.
     void (*to_bf16)(const float* x, uint16_t* out, size_t n);
+    // out = e^((x - peak) / temperature).
+    void (*exponentials)(const float* x, size_t n, float peak, float temperature, float* out);
 };
 
 constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }

@@ -76,6 +76,13 @@ inline void swiglu(const float* gate, const float* up, float* out, size_t n) {
     }
 }
 
+inline void exponentials(const float* x, size_t n, float peak, float temperature, float* out) {
+    for (size_t i = 0; i < n; i += 16) {
+        const F32x16 below = add(load_some(x + i, n - i), broadcast(-peak));
+        store_some(out + i, exponential(div(below, broadcast(temperature))), n - i);
+    }
+}
+
 inline void to_bf16(const float* x, uint16_t* out, size_t n) {
     size_t i = 0;
     for (; i + 16 <= n; i += 16) store_bf16(out + i, load(x + i));

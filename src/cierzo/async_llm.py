@@ -1,7 +1,7 @@
 """The asynchronous face: the same model for many who ask at the same time."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,32 @@ from cierzo.engine import Sequence as EngineSequence
 from cierzo.errors import EngineError
 from cierzo.loading import Loaded
 from cierzo.tokens import Message
+
+
+class Answer:
+    """The pieces of one answer; `aclose` cancels what is left of it (also before the first piece was asked for)."""
+
+    def __init__(self, sequence: EngineSequence, woken: asyncio.Event, thread: EngineThread) -> None:
+        self._sequence, self._woken, self._thread = sequence, woken, thread
+        self._last = False
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._last:
+            raise StopAsyncIteration
+        while not self._sequence.deltas:
+            self._woken.clear()
+            if not self._sequence.deltas:
+                await self._woken.wait()
+        delta = self._sequence.deltas.popleft()
+        self._last = delta.finish_reason is not None
+        return delta
+
+    async def aclose(self) -> None:
+        self._last = True
+        self._thread.cancel(self._sequence)
 
 
 class AsyncLLM:
@@ -65,8 +91,8 @@ class AsyncLLM:
         tools: bool = False,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> AsyncGenerator[Delta, None]:
-        """Queue a prompt; returns its answer, piece by piece. Closing the generator cancels the request.
+    ) -> "Answer":
+        """Queue a prompt; returns its answer, which comes piece by piece.
 
         Args:
             continues, tools, priority, cache_salt: see `Engine.prepare`.
@@ -75,27 +101,12 @@ class AsyncLLM:
             QueueFullError: too many requests wait.
             CierzoError: what the caller can mend.
         """
+        self._thread.check_room()
         sequence = await asyncio.to_thread(
             self._loaded.engine.prepare, prompt, params,
             continues=continues, tools=tools, priority=priority, cache_salt=cache_salt,
         )  # fmt: skip
-        wake = self._submit(sequence)
-
-        async def deltas() -> AsyncGenerator[Delta, None]:
-            try:
-                while True:
-                    while sequence.deltas:
-                        delta = sequence.deltas.popleft()
-                        yield delta
-                        if delta.finish_reason is not None:
-                            return
-                    wake.clear()
-                    if not sequence.deltas:
-                        await wake.wait()
-            finally:
-                self._thread.cancel(sequence)
-
-        return deltas()
+        return Answer(sequence, self._submit(sequence), self._thread)
 
     async def score(self, prompt: list[int], *, top: int = 0, first: int = 1) -> tuple[TokenLogprob, ...]:
         """As `LLM.score`, of one prompt."""

@@ -1,5 +1,6 @@
 """The sampler against exact probabilities, and reproducible answers."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cierzo.engine import Engine, SamplingParams, Sequence
-from cierzo.engine.sampler import adjusted, choose, distribution, token_logprobs
+from cierzo.engine.sampler import adjusted, draw_of, token_logprobs
 from cierzo.errors import CierzoError
+from cierzo.ops import Draw, reference, sample
+from cierzo.ops.reference import distribution
 from support.models import queue, recomputed_logits, tiny_config, tiny_engine
 
 SCORES = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -4.0, 1.0])
@@ -42,6 +45,12 @@ def expected(scores: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return torch.tensor([p.get(i, 0.0) for i in range(len(scores))], dtype=torch.float64)
 
 
+def counted(params: SamplingParams, ids: list[int] | None = None, n_prompt: int = 0) -> Counter[int]:
+    """How often tokens come."""
+    generator = random.Random(1)
+    return Counter(sample([draw_of(SCORES, params, ids or [], n_prompt, generator) for _ in range(DRAWS)]))
+
+
 EACH: list[dict[str, Any]] = [
     {"temperature": 1.0},
     {"temperature": 0.5},
@@ -60,9 +69,8 @@ EACH: list[dict[str, Any]] = [
 def test_tokens_come_as_often_as_they_should(settings: dict[str, Any]) -> None:
     params = SamplingParams(**settings)
     exact = expected(SCORES, params)
-    torch.testing.assert_close(distribution(SCORES, params), exact)
-    generator = torch.Generator().manual_seed(1)
-    counts = Counter(choose(SCORES, params, [], 0, generator) for _ in range(DRAWS))
+    torch.testing.assert_close(distribution(draw_of(SCORES, params, [], 0, random.Random(1))), exact)
+    counts = counted(params)
     assert set(counts) <= set(exact.nonzero().flatten().tolist())
     chi_square = sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist()) if p)
     assert chi_square < CRITICAL
@@ -93,15 +101,13 @@ def test_penalties_and_bias_change_how_often_tokens_come(settings: dict[str, Any
     for i in set(ids[n_prompt:]):
         plain[i] -= params.presence_penalty
     exact = expected(torch.tensor(plain), params)
-    generator = torch.Generator().manual_seed(1)
-    counts = Counter(choose(SCORES, params, ids, n_prompt, generator) for _ in range(DRAWS))
+    counts = counted(params, ids, n_prompt)
     assert set(counts) <= set(exact.nonzero().flatten().tolist())
     assert sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist()) if p) < CRITICAL
 
 
 def test_the_statistical_test_would_notice_a_small_bias() -> None:
-    generator = torch.Generator().manual_seed(1)
-    counts = Counter(choose(SCORES, SamplingParams(temperature=0.9), [], 0, generator) for _ in range(DRAWS))
+    counts = counted(SamplingParams(temperature=0.85))
     exact = expected(SCORES, SamplingParams(temperature=1.0))
     assert sum((counts[i] - DRAWS * p) ** 2 / (DRAWS * p) for i, p in enumerate(exact.tolist())) > CRITICAL
 
@@ -118,11 +124,49 @@ def test_any_settings_leave_a_distribution_with_a_best_token(
 ) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     given_scores = torch.tensor(scores)
-    probabilities = distribution(given_scores, params)
+    probabilities = distribution(draw_of(given_scores, params, [], 0, random.Random(1)))
     assert abs(probabilities.sum().item() - 1) < 1e-9
     # Or one so close to the best that their probabilities are the same number.
     assert given_scores[probabilities > 0].max() > given_scores.max() - 1e-5
     assert (probabilities > 0).sum() <= (top_k or len(scores))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.1, 0.7, 1.0, 3.0]),
+    st.integers(0, 40),
+    st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    st.floats(0, 1, exclude_max=True),
+    st.none() | st.binary(min_size=5, max_size=5),
+)
+def test_the_kernel_chooses_what_the_reference_does(
+    scores: list[float], temperature: float, top_k: int, top_p: float, min_p: float, number: float, mask: bytes | None
+) -> None:
+    allowed = None if mask is None else torch.tensor(list(mask), dtype=torch.uint8)
+    draw = Draw(torch.tensor(scores), temperature, top_k, top_p, min_p, number, allowed)
+    [token] = sample([draw])
+    # Its weights are float32: a number at the edge between two tokens, or a token at a limit, may fall to either side.
+    near = [
+        draw._replace(
+            draw=min(max(number + shift, 0.0), 1.0),
+            top_p=min(1.0, top_p * (1 + other)),
+            min_p=min(1.0, min_p * (1 + other)),
+        )
+        for shift in (0.0, -1e-5, 1e-5)
+        for other in (0.0, -1e-5, 1e-5)
+    ]
+    chosen = set(reference.sample(near if temperature else [draw]))
+    assert token in chosen or scores[token] in [scores[t] for t in chosen if t >= 0]
+
+
+def test_no_number_is_told() -> None:
+    draw = Draw(torch.full((70,), torch.nan), 1.0, 0, 1.0, 0.0, 0.5)
+    nothing = Draw(SCORES, 0.0, 0, 1.0, 0.0, 0.5, torch.zeros(1, dtype=torch.uint8))
+    for run in (sample, reference.sample):
+        assert run([draw]) == [-1]
+        assert run([nothing]) == [-1]
 
 
 def test_penalties_and_bias() -> None:

@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cierzo.model import ModelConfig, MoeConfig, Transformer
+from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedContext, PackedMatrix, Window, attend, machine, native, pack, quantize, reference
 from cierzo.ops.context import BlockTable, KeyValues, PagedCache, PagedContext
-from cierzo.weights.load import is_matrix
 from support.logits import paged_logits
-from support.models import tiny_config, tiny_model
+from support.models import packed_model, tiny_config
 
 kernels = machine().kernels
 if kernels is None:
@@ -181,17 +180,6 @@ def test_attention_equals_the_reference(
     torch.testing.assert_close(
         got, reference.attend(q, kv, window=window, context=context, layer=0), atol=2e-5, rtol=1e-4
     )
-
-
-def packed_model(config: ModelConfig, format: Format) -> Transformer:
-    model = tiny_model(config)
-    for name, parameter in list(model.named_parameters()):
-        if is_matrix(name, tuple(parameter.shape)):
-            owner, _, attribute = name.rpartition(".")
-            module = model.get_submodule(owner)
-            delattr(module, attribute)
-            setattr(module, attribute, quantize(parameter, format))
-    return model
 
 
 @pytest.mark.parametrize("format", [Format.Q4, Format.Q8])

@@ -34,7 +34,7 @@ class FakeLLM:
     def __init__(
         self, pieces: Sequence[str] = ("Hello", " there"), *, fails: str | None = None, delay: float = 0
     ) -> None:
-        self.name = "fake"
+        self.name = self.card = "fake"
         self.max_seq_len: int | None = 1000
         self.tokenizer: Tokenizer = FakeTokenizer()
         self.pieces, self.fails, self.delay = pieces, fails, delay

@@ -8,8 +8,9 @@ import torch
 from cierzo.engine import Engine, SamplingParams
 from cierzo.engine import Sequence as EngineSequence
 from cierzo.model import ModelConfig, Transformer
-from cierzo.ops import PackedContext
+from cierzo.ops import Format, PackedContext, quantize
 from cierzo.tokens import ChatError, Message
+from cierzo.weights.load import is_matrix
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -28,6 +29,18 @@ def tiny_model(config: ModelConfig, seed: int = 0) -> Transformer:
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=1.5 * parameter.shape[-1] ** -0.5)
     return model.requires_grad_(False).eval()
+
+
+def packed_model(config: ModelConfig, format: Format) -> Transformer:
+    """As `tiny_model`, its matrices in few bits: native kernels compute it."""
+    model = tiny_model(config)
+    for name, parameter in list(model.named_parameters()):
+        if is_matrix(name, tuple(parameter.shape)):
+            owner, _, attribute = name.rpartition(".")
+            module = model.get_submodule(owner)
+            delattr(module, attribute)
+            setattr(module, attribute, quantize(parameter, format))
+    return model
 
 
 def tiny_engine(config: ModelConfig, **options: Any) -> Engine:

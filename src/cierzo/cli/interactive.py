@@ -32,6 +32,7 @@ def interact(conversation: Conversation) -> None:
     screen = Console(highlight=False)
     notes = screen if screen.is_terminal else Console(stderr=True, highlight=False)
     session = prompt_session(_history(notes), to_stdout=screen.is_terminal)
+    notes.print(str(conversation.llm.card), style="dim", markup=False, highlight=False)
     notes.print(f"{conversation.llm.name}: /help for help, Ctrl-D to leave", style="dim", markup=False)
     with CtrlC.caught() as ctrl_c:
         while True:

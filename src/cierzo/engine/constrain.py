@@ -63,12 +63,9 @@ def _grammar(structure: Structure) -> str:
 
     kind, value = structure.kind, structure.value
     if kind == "json":
-        return LLMatcher.grammar_from_json_schema({"type": "object"})
-    if kind == "json_schema" and isinstance(value, Mapping):
-        try:
-            value = json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise CierzoError(f"the answer's json_schema is no JSON: {error}") from None
+        kind, value = "json_schema", {"type": "object"}
+    if kind == "json_schema":
+        value = _schema(value)
     if kind == "choice":
         if not isinstance(value, list | tuple) or not value or not all(isinstance(t, str) and t for t in value):
             raise CierzoError(f"choice needs a list of texts, none of them empty, not {value!r}")
@@ -78,15 +75,24 @@ def _grammar(structure: Structure) -> str:
     if len(value) > _LONGEST:
         raise CierzoError(f"the answer's {kind} has {len(value)} characters; {_LONGEST} are the most")
     if kind == "json_schema":
-        try:
-            return LLMatcher.grammar_from_json_schema(value)
-        except (ValueError, RecursionError) as error:
-            raise CierzoError(f"the answer's json_schema is no JSON: {error}") from None
+        return LLMatcher.grammar_from_json_schema(value)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if kind in ("choice", "grammar"):
         return LLMatcher.grammar_from_lark(value)
     raise CierzoError(f"structure {kind!r} is not supported: use json, json_schema, regex, choice or grammar")
+
+
+def _schema(value: Any) -> str:
+    """The JSON text of a schema."""
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+        text = json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CierzoError(f"the answer's json_schema is no JSON: {error}") from None
+    if not isinstance(schema, Mapping | bool):
+        raise CierzoError(f"the answer's json_schema must be a mapping, not {type(schema).__name__}")
+    return text
 
 
 class Constraint:
@@ -97,13 +103,13 @@ class Constraint:
         self._mask: Future[Any] = thread.submit(matcher.compute_bitmask)
 
     def allowed(self) -> torch.Tensor:
-        """Which tokens may come next: [V], bool."""
-        bits = np.frombuffer(self._mask.result(), dtype=np.uint8)
+        """Which tokens may come next: a bit a token, uint8, lowest bit first."""
+        bits = np.zeros(-(-self._vocab_size // 8), dtype=np.uint8)
+        mask = np.frombuffer(self._mask.result(), dtype=np.uint8)
         self._check()
-        mask = np.zeros(self._vocab_size, dtype=np.uint8)
-        unpacked = np.unpackbits(bits, bitorder="little", count=min(len(bits) * 8, self._vocab_size))
-        mask[: len(unpacked)] = unpacked
-        return torch.from_numpy(mask).bool()
+        length = min(len(bits), len(mask))
+        bits[:length] = mask[:length]
+        return torch.from_numpy(bits)
 
     def accept(self, token: int) -> bool:
         """A token was chosen; True if the answer is whole and nothing can follow."""
@@ -116,7 +122,8 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise CierzoError(f"the answer's form became too complex: {self._matcher.get_error()}")
+            reason = self._matcher.get_error().partition("\n")[0]  # the rest is the library's whole state
+            raise CierzoError(f"the answer's form became too complex: {reason}")
 
 
 class _Vocabulary:
@@ -130,4 +137,7 @@ class _Vocabulary:
         self.tokens = [piece or f"<control {token}>".encode() for token, piece in enumerate(pieces)]
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        # SentencePiece puts a space in front of a text's beginning, and this is not the beginning of the answer's.
+        before = "\n" if self._tokenizer.adds_leading_space else ""
+        return self._tokenizer.encode(before + text)[len(self._tokenizer.encode(before)) :]

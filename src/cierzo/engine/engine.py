@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil
 
 import torch
@@ -11,14 +13,14 @@ from cierzo.engine.blocks import BlockList, BlockPool, blocks_bound
 from cierzo.engine.constrain import Grammars
 from cierzo.engine.metrics import Metrics
 from cierzo.engine.request import SamplingParams
-from cierzo.engine.sampler import choose, token_logprobs
+from cierzo.engine.sampler import draw_of, token_logprobs
 from cierzo.engine.scheduler import Scheduler
 from cierzo.engine.sequence import Sequence, Task
 from cierzo.engine.stream import TextStream
 from cierzo.engine.tools import ToolCallParser
 from cierzo.errors import CierzoError, EngineError
 from cierzo.model import Transformer
-from cierzo.ops import PagedCache, PagedContext
+from cierzo.ops import Draw, PagedCache, PagedContext, sample
 from cierzo.tokens import Tokenizer
 
 Plan = list[tuple[Sequence, int]]
@@ -221,33 +223,46 @@ class Engine:
 
     def _take(self, plan: Plan, hidden: Tensor, wanted: list[range], scores: Tensor) -> None:
         """Give every sequence what the step computed for it."""
-        best: list[int] = []
-        if any(sequence.task == "answer" and sequence.params.plain for sequence, _ in plan):
-            best = scores.argmax(-1).tolist()
+        answering: list[tuple[Sequence, Tensor]] = []
+        draws: list[Draw] = []
         row = start = 0
         for (sequence, length), rows in zip(plan, wanted, strict=True):
             sequence.advance(length)
             own = scores[row : row + len(rows)]
-            try:
+            with self._blaming(sequence):
                 if sequence.task == "score":
                     self._score(sequence, own)
                 elif sequence.task == "embed":
                     self._embed(sequence, hidden[start : start + length])
                 elif rows:
-                    self._extend(sequence, own, best[row] if sequence.params.plain else None)
-            except Exception as error:  # whatever it is, it is this sequence's alone
-                sequence.end("error", _reason(error))
+                    draws.append(self._draw(sequence, own[0]))
+                    answering.append((sequence, own))
             row += len(rows)
             start += length
+        for (sequence, own), token in zip(answering, sample(draws), strict=True):
+            with self._blaming(sequence):
+                self._extend(sequence, own, token)
+        for sequence, _ in plan:
             if sequence.finish_reason is not None:
                 self._remove(sequence)
 
-    def _extend(self, sequence: Sequence, scores: Tensor, token: int | None) -> None:
-        """Add `token`, or one chosen from scores [1, V]."""
+    @contextmanager
+    def _blaming(self, sequence: Sequence) -> Iterator[None]:
+        """Whatever is raised, it is this sequence's fault alone."""
+        try:
+            yield
+        except Exception as error:
+            sequence.end("error", _reason(error))
+
+    def _draw(self, sequence: Sequence, scores: Tensor) -> Draw:
+        allowed = None if sequence.constraint is None else sequence.constraint.allowed()
+        return draw_of(scores, sequence.params, sequence.ids, sequence.n_prompt, sequence.generator, allowed)
+
+    def _extend(self, sequence: Sequence, scores: Tensor, token: int) -> None:
+        """Add the token that was chosen by scores [1, V]."""
+        if token < 0:
+            raise EngineError("the model's scores are no numbers: its weights or the prompt drive it out of range")
         params = sequence.params
-        if token is None:
-            allowed = None if sequence.constraint is None else sequence.constraint.allowed()
-            token = choose(scores[0], params, sequence.ids, sequence.n_prompt, sequence.generator, allowed)
         logprob = None if params.logprobs is None else token_logprobs(scores, [token], params.logprobs)[0]
         stops = token in params.stop_token_ids or (token in self.tokenizer.stop_ids and not params.ignore_eos)
         before = sequence.last_token

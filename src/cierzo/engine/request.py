@@ -86,12 +86,6 @@ class SamplingParams:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise CierzoError(f"logit_bias must map token ids to finite numbers, not to {value!r}")
 
-    @property
-    def plain(self) -> bool:
-        """Whether the model's best token is always taken."""
-        untouched = self.repetition_penalty == 1 and not (self.presence_penalty or self.frequency_penalty)
-        return self.temperature == 0 and untouched and not self.logit_bias and self.structure is None
-
     def for_sample(self, number: int) -> "SamplingParams":
         """The same for one of several samples of a prompt: each draws from a seed of its own."""
         return self if self.seed is None or number == 0 else replace(self, seed=(self.seed + number) % 2**63)
@@ -166,7 +160,7 @@ class ToolCall:
 class Delta:
     """A piece of an answer. `text` may lag behind `token_ids` while half a character or a stop text is held back.
 
-    The last one has a `finish_reason` (an end token or stop text, the length, a cancel, or an `error`) and the `usage`.
+    The last one has a `finish_reason` (an end token or a `stop_text`, the length, a cancel, or an `error`) and `usage`.
     """
 
     text: str
@@ -175,6 +169,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    stop_text: str | None = None
     error: str | None = None
 
 

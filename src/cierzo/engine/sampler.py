@@ -1,11 +1,13 @@
-"""From the scores of the next token to a token."""
+"""What is done to the scores of the next token before one is drawn, and what is told of it."""
 
+import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cierzo.engine.request import SamplingParams, TokenLogprob
+from cierzo.ops import Draw
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
@@ -35,39 +37,15 @@ def adjusted(logits: Tensor, params: SamplingParams, ids: Sequence[int], n_promp
     return scores
 
 
-def distribution(scores: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities [V], float64, after temperature (above 0), top-k, top-p and min-p."""
-    scores = scores.double() / params.temperature
-    if 0 < params.top_k < scores.numel():
-        kept = torch.full_like(scores, -torch.inf)
-        values, ids = scores.topk(params.top_k)
-        scores = kept.index_copy(0, ids, values)
-    probabilities = scores.softmax(-1)
-    if params.top_p < 1:
-        ordered, ids = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered  # a token stays while the better ones have not reached top_p
-        ordered[before >= params.top_p] = 0
-        probabilities = torch.zeros_like(probabilities).index_copy(0, ids, ordered)
-    if params.min_p:
-        probabilities = probabilities * (probabilities >= params.min_p * probabilities.max())
-    return probabilities / probabilities.sum()
-
-
-def choose(
+def draw_of(
     logits: Tensor,
     params: SamplingParams,
     ids: Sequence[int],
     n_prompt: int,
-    generator: torch.Generator,
+    generator: random.Random,
     allowed: Tensor | None = None,
-) -> int:
-    """The next token for scores [V], of those `allowed` [V]. Draws one number unless the temperature is 0."""
+) -> Draw:
+    """What `ops.sample` needs to choose the next token for scores [V]; takes one number from the generator."""
     scores = adjusted(logits, params, ids, n_prompt)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
-    if params.temperature == 0:
-        return int(scores.argmax())
-    cumulative = distribution(scores, params).cumsum(0)
-    draw = torch.rand((), dtype=torch.float64, generator=generator).to(cumulative.device)
-    # right=True passes over tokens of probability 0, whose cumulative sum repeats the one before.
-    return int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
+    draw = generator.random() if params.temperature else 0.0
+    return Draw(scores, params.temperature, params.top_k, params.top_p, params.min_p, draw, allowed)

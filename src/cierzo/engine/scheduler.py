@@ -66,6 +66,7 @@ class Scheduler:
         self._admit()
         budget = self.budget.prompt_tokens(sum(s.uncomputed == 1 for s in self.running))
         step = []
+        begun: set[bytes] = set()  # blocks that this step computes, at least in part
         place = 0
         while place < len(self.running):  # preempting takes from its end
             sequence = self.running[place]
@@ -74,10 +75,19 @@ class Scheduler:
                 self._reuse(sequence)
             prompt = sequence.uncomputed > 1
             tokens = min(sequence.uncomputed, budget) if prompt else 1
+            following = self._following(sequence, tokens) if prompt else []
+            if begun.intersection(following[:1]):
+                continue  # the next step finds them computed
             if tokens and self._make_room(sequence, tokens):
                 step.append((sequence, tokens))
                 budget -= tokens * prompt
+                begun.update(following)
         return step
+
+    def _following(self, sequence: Sequence, tokens: int) -> list[bytes]:
+        """Names of the blocks of a prompt's next tokens that others could take over."""
+        first, end = sequence.computed // self.block_size, -(-(sequence.computed + tokens) // self.block_size)
+        return sequence.block_names(min(end, sequence.reusable // self.block_size))[first:]
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence and free its blocks; harmless when it is not here."""

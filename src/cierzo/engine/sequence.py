@@ -1,12 +1,12 @@
 """One request while the engine works on it."""
 
+import random
 import time
 from collections import deque
 from hashlib import blake2b
 from itertools import count
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from cierzo.engine.blocks import BlockList, block_name
@@ -64,11 +64,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.deltas: deque[Delta] = deque()
-        self.generator = torch.Generator()
-        if params.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(params.seed)
+        self.generator = random.Random(params.seed)
         self._names = [blake2b(cache_salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()]
         self.added = time.perf_counter()
         self.first_token = self.last_token = 0.0
@@ -133,9 +129,9 @@ class Sequence:
             self.first_token = self.last_token
         self.ids.append(token)
         text = "" if stops else self.text.push(token)
-        if self.constraint is not None and not stops and not self.text.stopped:
+        if self.constraint is not None and not stops and self.text.stopped is None:
             stops = self.constraint.accept(token)
-        if stops or self.text.stopped:
+        if stops or self.text.stopped is not None:
             self.finish_reason = "stop"
         elif self.answered >= self.max_answer:
             self.finish_reason = "length"
@@ -156,4 +152,6 @@ class Sequence:
         calls: tuple[ToolCallDelta, ...] = ()
         if self.tools is not None:
             text, calls = self.tools.push(text, token_ids[0] if token_ids else None, last=last)
-        self.deltas.append(Delta(text, token_ids, logprobs, self.finish_reason, usage, calls, self.error))
+        self.deltas.append(
+            Delta(text, token_ids, logprobs, self.finish_reason, usage, calls, self.text.stopped, self.error)
+        )

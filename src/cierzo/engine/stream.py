@@ -12,7 +12,7 @@ class TextStream:
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._stop = stop
         self._held = ""
-        self.stopped = False  # a stop text has come; what follows it is dropped
+        self.stopped: str | None = None  # the stop text that has come; what follows it is dropped
 
     def push(self, token: int) -> str:
         """The text that can be shown after one more token."""
@@ -23,13 +23,14 @@ class TextStream:
         return self._release(self._detokenizer.finish(), last=True)
 
     def _release(self, text: str, *, last: bool) -> str:
-        if self.stopped:
+        if self.stopped is not None:
             return ""
         text = self._held + text
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(at, stop) for at, stop in ((text.find(stop), stop) for stop in self._stop) if at >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, self.stopped = min(found)
+            self._held = ""
+            return text[:at]
         keep = 0 if last else max((overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

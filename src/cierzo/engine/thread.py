@@ -36,6 +36,17 @@ class EngineThread:
         """Sequences that were submitted and have not ended."""
         return len(self._wakes)
 
+    def check_room(self) -> None:
+        """Whether one more sequence would be taken.
+
+        Raises:
+            QueueFullError: too many are waiting, or the engine is shutting down.
+        """
+        if self._closing:
+            raise QueueFullError("the engine is shutting down: try again later")
+        if len(self._wakes) >= self.engine.scheduler.max_running + self.max_waiting:
+            raise QueueFullError(f"{len(self._wakes)} requests are running or waiting: try again later")
+
     def submit(self, sequence: Sequence, wake: Wake) -> None:
         """Queue a prepared sequence.
 
@@ -43,10 +54,7 @@ class EngineThread:
             QueueFullError: too many are waiting; it was not queued.
         """
         with self._lock:
-            if self._closing:
-                raise QueueFullError("the engine is shutting down: try again later")
-            if len(self._wakes) >= self.engine.scheduler.max_running + self.max_waiting:
-                raise QueueFullError(f"{len(self._wakes)} requests are running or waiting: try again later")
+            self.check_room()
             self._wakes[sequence] = wake
         self._orders.put(("add", sequence))
 

@@ -115,6 +115,7 @@ class _CallReader:
         self._begun = False
         self._streaming: bool | None = None  # whether the arguments are handed on as they come
         self._waiting = ""  # arguments that came before the name
+        self._has_arguments = False
 
     def push(self, text: str) -> Iterable[Piece]:
         for char in text:
@@ -184,6 +185,7 @@ class _CallReader:
         """A key's value is whole."""
         key, value = self._key, self._value.strip()
         self._key, self._value = None, ""
+        self._has_arguments |= key == "arguments"
         if key == "name":
             self._name = _text(value)
         elif key == "id":
@@ -201,6 +203,8 @@ class _CallReader:
         """The call's object is whole."""
         if not self._begun:
             yield self._raw
+        elif not self._has_arguments:
+            yield ToolCallDelta(self._index, arguments="{}")
         index = self._index
         self._reset()
         self._index = index

@@ -8,7 +8,7 @@ from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedCo
 from cierzo.ops.machine import Machine, machine
 from cierzo.ops.memory import free_memory
 from cierzo.ops.packed import GGML_GRIDS, Format, PackedMatrix, from_blocks, pack, packed_shape, quantize
-from cierzo.ops.reference import Expert, Rotation, Weight, rms_norm
+from cierzo.ops.reference import Draw, Expert, Rotation, Weight, rms_norm
 from cierzo.ops.seam import (
     LayerWeights,
     attend,
@@ -22,6 +22,7 @@ from cierzo.ops.seam import (
     rotation,
     run_layers,
     runs_layers,
+    sample,
 )
 from cierzo.ops.window import Window, first_visible
 
@@ -29,6 +30,7 @@ __all__ = [
     "GGML_GRIDS",
     "AttentionContext",
     "BlockTable",
+    "Draw",
     "Expert",
     "Format",
     "KeyValues",
@@ -61,4 +63,5 @@ __all__ = [
     "rotation",
     "run_layers",
     "runs_layers",
+    "sample",
 ]

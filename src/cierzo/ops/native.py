@@ -14,7 +14,7 @@ from cierzo.ops import reference
 from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
 from cierzo.ops.machine import machine
 from cierzo.ops.packed import PackedMatrix
-from cierzo.ops.reference import Expert, Rotation, Weight
+from cierzo.ops.reference import Draw, Expert, Rotation, Weight
 from cierzo.ops.window import Window
 
 
@@ -230,3 +230,25 @@ def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *,
 
 def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:
     return _linear(x if rows is None else x[rows], output, norm=norm, eps=eps)
+
+
+def sample(draws: Sequence[Draw]) -> list[int]:
+    vocab = len(draws[0].scores)
+    rows = [
+        (
+            _address(d.scores, vocab), 0 if d.allowed is None else _mask(d.allowed, vocab),
+            d.temperature, d.top_p, d.min_p, d.top_k, d.draw,
+        )
+        for d in draws
+    ]  # fmt: skip
+    tokens: list[int] = _kernels().sample(rows, vocab)
+    return tokens
+
+
+def _mask(allowed: Tensor, vocab: int) -> int:
+    """Where a bit mask of enough tokens lies."""
+    if allowed.dtype is not torch.uint8 or not allowed.is_cpu or not allowed.is_contiguous():
+        raise ValueError(f"expected contiguous uint8 on the CPU, not {allowed.dtype} on {allowed.device}")
+    if allowed.ndim != 1 or len(allowed) * 8 < vocab:
+        raise ValueError(f"a mask of {list(allowed.shape)} bytes does not cover {vocab} tokens")
+    return allowed.data_ptr()

@@ -19,6 +19,27 @@ Weight = Tensor | PackedMatrix
 """A matrix [outputs, inputs]."""
 
 
+class Draw(NamedTuple):
+    """A token to be chosen.
+
+    Attributes:
+        scores: [V], float32.
+        temperature: divides the scores; 0 takes the best token.
+        top_k, top_p, min_p: keep the k best (0 for all), then the fewest best that reach top_p, then those of at least
+            min_p times the best one's probability.
+        draw: uniform in [0, 1).
+        allowed: a bit a token, uint8, lowest bit first; None allows all.
+    """
+
+    scores: Tensor
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    draw: float
+    allowed: Tensor | None = None
+
+
 class Rotation(NamedTuple):
     """Cosine and sine [T, C / 2], float32, of every token's RoPE angles."""
 
@@ -158,3 +179,43 @@ def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *,
 def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:
     """Final norm and vocabulary scores, float32, of the chosen rows of x [T, D] (all when None)."""
     return linear(rms_norm(x if rows is None else x[rows], norm, eps), output).float()
+
+
+def distribution(draw: Draw) -> Tensor:
+    """Probabilities [V], float64, of the tokens that may be chosen, for a temperature above 0."""
+    scores = _allowed_scores(draw).double() / draw.temperature
+    if 0 < draw.top_k < scores.numel():
+        kept = torch.full_like(scores, -torch.inf)
+        values, ids = scores.topk(draw.top_k)
+        scores = kept.index_copy(0, ids, values)
+    probabilities = scores.softmax(-1)
+    if draw.top_p < 1:
+        ordered, ids = probabilities.sort(descending=True, stable=True)
+        before = ordered.cumsum(0) - ordered  # a token stays while the better ones have not reached top_p
+        ordered[before >= draw.top_p] = 0
+        probabilities = torch.zeros_like(probabilities).index_copy(0, ids, ordered)
+    if draw.min_p:
+        probabilities = probabilities * (probabilities >= draw.min_p * probabilities.max())
+    return probabilities / probabilities.sum()
+
+
+def _allowed_scores(draw: Draw) -> Tensor:
+    if draw.allowed is None:
+        return draw.scores
+    bits = (draw.allowed.unsqueeze(-1) >> torch.arange(8) & 1).bool().flatten()[: draw.scores.numel()]
+    return draw.scores.masked_fill(~bits.to(draw.scores.device), -torch.inf)
+
+
+def sample(draws: Sequence[Draw]) -> list[int]:
+    """The chosen token of each draw; -1 where no score is a number that can be chosen."""
+    return [_chosen(draw) for draw in draws]
+
+
+def _chosen(draw: Draw) -> int:
+    if not torch.isfinite(_allowed_scores(draw).max()):
+        return -1
+    if draw.temperature == 0:
+        return int(_allowed_scores(draw).argmax())
+    cumulative = distribution(draw).cumsum(0)
+    # right=True passes over tokens of probability 0, whose cumulative sum repeats the one before.
+    return int(torch.searchsorted(cumulative, draw.draw * cumulative[-1], right=True))

@@ -18,7 +18,7 @@ from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
 from cierzo.ops.machine import machine
 from cierzo.ops.native import LayerWeights, run_layers
 from cierzo.ops.packed import PackedMatrix
-from cierzo.ops.reference import Expert, Rotation, Weight
+from cierzo.ops.reference import Draw, Expert, Rotation, Weight
 from cierzo.ops.window import Window
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "rotation",
     "run_layers",
     "runs_layers",
+    "sample",
 ]
 
 
@@ -111,3 +112,9 @@ def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps:
     """Final norm and vocabulary scores, float32, of the chosen rows of x [T, D] (all when None)."""
     run = native.logits if _native(output) else reference.logits
     return run(x, norm, output, rows, eps=eps)
+
+
+def sample(draws: Sequence[Draw]) -> list[int]:
+    """The chosen token of each draw (all of one vocabulary); -1 where no score is a number that can be chosen."""
+    fast = machine().kernels is not None and all(d.scores.is_cpu and d.scores.is_contiguous() for d in draws)
+    return native.sample(draws) if fast and draws else reference.sample(draws)

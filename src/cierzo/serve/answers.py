@@ -1,8 +1,8 @@
 """From a checked request to the pieces of its answers, whichever language it was asked in."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from cierzo import AsyncLLM, Delta, SamplingParams
+from cierzo.async_llm import Answer
 from cierzo.errors import CierzoError, EngineError, QueueFullError
 from cierzo.serve.errors import ApiError
 from cierzo.serve.gate import ClientGoneError
@@ -107,6 +108,7 @@ class Answers:
     llm: AsyncLLM
     question: Question
     _queue: asyncio.Queue[tuple[int, Delta]] = field(default_factory=asyncio.Queue)
+    _streams: list[Answer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def begin(self, request: Request) -> None:
@@ -135,14 +137,13 @@ class Answers:
                     raise
                 except CierzoError as error:
                     raise ApiError(400, str(error), param=asked.structure_param, code="invalid_value") from None
-                self._tasks.append(asyncio.create_task(self._read(len(self._tasks), stream)))
-                await asyncio.sleep(0)  # a task that never began could not close its stream
+                self._tasks.append(asyncio.create_task(self._read(len(self._streams), stream)))
+                self._streams.append(stream)
 
-    async def _read(self, index: int, stream: AsyncGenerator[Delta, None]) -> None:
+    async def _read(self, index: int, stream: Answer) -> None:
         """A reader for each, so that a client that reads slowly keeps nobody."""
-        async with aclosing(stream):
-            async for delta in stream:
-                self._queue.put_nowait((index, delta))
+        async for delta in stream:
+            self._queue.put_nowait((index, delta))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """Pieces with the number of their answer, in the order in which they come.
@@ -172,6 +173,8 @@ class Answers:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in self._streams:
+            await stream.aclose()
 
 
 async def use_model(request: Request, model: str | None, stack: AsyncExitStack) -> tuple[str, AsyncLLM]:

@@ -18,7 +18,7 @@ from cierzo.serve.schemas import anthropic as schema
 from cierzo.serve.schemas.openai import ChatRequest
 from cierzo.serve.sse import EventStream, message
 from cierzo.serve.state import State, caller_of, state_of
-from cierzo.tokens import ChatError, decode
+from cierzo.tokens import ChatError
 
 router = APIRouter()
 _PING = message({"type": "ping"}, "ping")
@@ -158,7 +158,7 @@ def _whole(answers: Answers, pieces: list[Delta], request: Request) -> dict[str,
         for call in answer.tool_calls
     ]
     caller_of(request).fields["completion_tokens"] = answer.usage.completion_tokens
-    reason, stop = _why(answers, list(answer.token_ids), answer.finish_reason, called=bool(answer.tool_calls))
+    reason, stop = _why(pieces[-1], called=bool(answer.tool_calls))
     return {
         **_head(answers),
         "content": content,
@@ -177,19 +177,13 @@ def _input(arguments: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def _why(answers: Answers, ids: list[int], reason: str, *, called: bool) -> tuple[str, str | None]:
+def _why(last: Delta, *, called: bool) -> tuple[str, str | None]:
     """Anthropic's word for why an answer ended, and the stop text if it was one."""
-    if reason == "length":
+    if last.finish_reason == "length":
         return "max_tokens", None
     if called:
         return "tool_use", None
-    tokenizer, stops = answers.llm.tokenizer, answers.question.params.stop
-    if stops and ids[-1] not in tokenizer.stop_ids:
-        text = decode(tokenizer, ids)
-        found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-        if found:
-            return "stop_sequence", min(found)[1]
-    return "end_turn", None
+    return ("end_turn", None) if last.stop_text is None else ("stop_sequence", last.stop_text)
 
 
 def _usage(usage: Usage) -> dict[str, int]:
@@ -217,10 +211,8 @@ class _Events:
         usage = {"input_tokens": sum(map(len, self._answers.question.prompts)), "output_tokens": 0}
         start = {**_head(self._answers), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield _event("message_start", message=start)
-        ids: list[int] = []
         called = False
         async for _, piece in self._answers:
-            ids += piece.token_ids
             called = called or bool(piece.tool_calls)
             if piece.text:
                 for event in self._open("text", {"type": "text", "text": ""}):
@@ -232,7 +224,7 @@ class _Events:
             if piece.finish_reason is not None and piece.usage is not None:
                 for event in self._close():
                     yield event
-                reason, stop = _why(self._answers, ids, piece.finish_reason, called=called)
+                reason, stop = _why(piece, called=called)
                 caller_of(self._request).fields["completion_tokens"] = piece.usage.completion_tokens
                 yield _event(
                     "message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(piece.usage)
