@@ -58,8 +58,9 @@ def test_blocks_a_system_prompt_and_stops(client: anthropic.Anthropic) -> None:
 
 def test_errors_have_its_shape(client: anthropic.Anthropic) -> None:
     def refused(kind: type[anthropic.APIStatusError], **changes: Any) -> Any:
+        asked: Any = {"model": "smollm", "messages": QUESTION, "max_tokens": 4} | changes
         with pytest.raises(kind) as caught:
-            client.messages.create(**{"model": "smollm", "messages": QUESTION, "max_tokens": 4} | changes)
+            client.messages.create(**asked)
         body = caught.value.response.json()
         shapes.ErrorAnswer.model_validate(body)
         assert caught.value.request_id == body["request_id"]

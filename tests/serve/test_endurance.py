@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -89,14 +90,15 @@ async def _ask(port: int, draw: random.Random, told: Counter[str]) -> None:
         if cut < len(body) or draw.random() < 0.4:
             await asyncio.sleep(draw.random() ** 2 * 1.5)
             if draw.random() < 0.5:
-                linger = struct.pack("ii", 1, 0)
-                writer.get_extra_info("socket").setsockopt(1, 13, linger)  # SOL_SOCKET, SO_LINGER
+                with suppress(OSError):  # the server was faster
+                    raw = writer.get_extra_info("socket")
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             told["died"] += 1
             return
-        with suppress(ConnectionError):  # a body that is too large is refused before it is read
+        with suppress(OSError):  # a body that is too large is refused before it is read
             await writer.drain()
         answer = b""
-        with suppress(ConnectionError):
+        with suppress(OSError):
             answer = await asyncio.wait_for(reader.read(-1), 300)
         head, _, rest = answer.partition(b"\r\n\r\n")
         status = head[9:12].decode()
@@ -105,14 +107,10 @@ async def _ask(port: int, draw: random.Random, told: Counter[str]) -> None:
             assert json.loads(rest)["error"]["message"]
         if status == "429":
             assert b"retry-after: " in head
-        assert status in ("200", "400", "413", "429") or (status == "" and len(body) > 2**20), (
-            path,
-            status,
-            rest[:300],
-        )
+        assert status in ("200", "400", "413", "429"), (path, status, rest[:300])
     finally:
         writer.close()
-        with suppress(ConnectionError):
+        with suppress(OSError):
             await writer.wait_closed()
 
 

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cierzo.serve import app
 from cierzo.serve.auth import Key
 from cierzo.serve.schemas.openai_answers import ErrorAnswer
 from support.models import tiny_config, tiny_engine
@@ -282,5 +284,28 @@ def test_unknown_paths_and_methods(tiny: Served) -> None:
             assert raw.recv(4096).startswith(b"HTTP/1.1 404")
 
 
-def test_until_the_tests_are_over(tiny: Served) -> None:
-    assert until(lambda: tiny.idle)
+def test_a_page_is_served_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "index.html").write_text("<!doctype html>chat")
+    (tmp_path / "secret").write_text("secret")
+    monkeypatch.setattr(app, "PAGE", tmp_path / "page")
+    with served(tiny_engine(tiny_config()), keys=[Key("ann", b"0" * 32)]) as server:
+        assert httpx.get(f"{server.url}/").text == "<!doctype html>chat"
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            raw.sendall(b"GET /..%2fsecret HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert raw.recv(4096).startswith(b"HTTP/1.1 404")
+        assert told(httpx.get(f"{server.url}/v1/models"))["code"] == "missing_api_key"
+
+
+def test_the_log_has_no_prompts_unless_asked(caplog: pytest.LogCaptureFixture) -> None:
+    for wanted in (False, True):
+        with served(tiny_engine(tiny_config()), log_level="info", log_prompts=wanted) as server:
+            caplog.clear()
+            with caplog.at_level("INFO", "cierzo.serve"):
+                asked = {**ASKED, "messages": [{"role": "user", "content": "a secret"}], "user": "u-1"}
+                given = post(server, json=asked).headers["x-request-id"]
+                assert until(lambda: caplog.records)
+        [fields] = [vars(r)["fields"] for r in caplog.records if r.getMessage() == "request"]
+        assert (fields["id"], fields["status"], fields["user"]) == (given, 200, "u-1")
+        assert (fields["prompt_tokens"], fields["completion_tokens"]) == (10, 4)
+        assert ("a secret" in repr(fields)) == wanted

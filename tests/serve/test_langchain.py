@@ -27,7 +27,7 @@ def test_chat_stream_and_usage(model: ChatOpenAI) -> None:
 
 
 def test_a_structured_answer(model: ChatOpenAI) -> None:
-    chain = model.bind(max_tokens=40).with_structured_output(City, method="json_schema")  # type: ignore[attr-defined]
+    chain = model.bind(max_tokens=40).with_structured_output(City, method="json_schema")
     assert isinstance(chain.invoke("Name a city in JSON."), City)
 
 

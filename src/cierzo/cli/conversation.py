@@ -44,6 +44,11 @@ class ChatModel(Protocol):
     max_seq_len: int | None
 
     @property
+    def card(self) -> object:
+        """Says what it is."""
+        ...
+
+    @property
     def tokenizer(self) -> ChatTokenizer: ...
 
     def stream_chat(self, messages: list[Message], params: SamplingParams) -> Iterator[Delta]: ...

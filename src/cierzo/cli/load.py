@@ -117,8 +117,8 @@ async def _words(client: httpx.AsyncClient, load: Load) -> int:
             raise CierzoError(f"cannot ask the server at {load.url}: {error or type(error).__name__}") from None
         if response.status_code != 200:
             raise CierzoError(f"the server at {load.url} refused: {answer}")
-        counts.append(answer["usage"]["prompt_tokens"])
-    each = (counts[1] - counts[0]) / 50
+        counts.append(int(answer["usage"]["prompt_tokens"]))
+    each = (counts[1] - counts[0]) / 50  # tokens of a word
     return max(1, round((load.prompt_tokens - counts[0]) / each + 50))
 
 

@@ -41,6 +41,7 @@ class RemoteLLM:
         if self.name not in models:
             raise CierzoError(f"the server at {self.url} has no model {self.name!r}: use one of {', '.join(models)}")
         self.max_seq_len: int | None = models[self.name].get("max_model_len")
+        self.card = f"{self.name} at {self.url}"
         self.tokenizer = RemoteTokenizer(self)
 
     def stream_chat(self, messages: Sequence[Message], params: SamplingParams) -> Iterator[Delta]:

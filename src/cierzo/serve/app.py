@@ -1,5 +1,6 @@
 """The application: routes, errors, the gate, and the page."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cierzo.errors import CierzoError
 from cierzo.serve import chat, completions, embeddings, messages, system, tokens
 from cierzo.serve.errors import ApiError, api_error
 from cierzo.serve.gate import Gate
+from cierzo.serve.logs import event
 from cierzo.serve.schemas.openai_answers import ErrorAnswer
 from cierzo.serve.state import State, caller_of
 from cierzo.version import __version__
@@ -53,6 +55,8 @@ async def _tell(request: Request, error: Exception) -> Response:
     told = api_error(error, error.body if isinstance(error, RequestValidationError) else None)
     caller = caller_of(request)
     caller.fields["error"] = told.code or told.message
+    if told.status == 500:
+        event("failure", level=logging.ERROR, error=error, id=caller.request_id)
     headers = getattr(error, "headers", None) if isinstance(error, HTTPException) else None
     return told.response(request.url.path, caller.request_id, headers)
 

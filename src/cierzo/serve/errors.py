@@ -13,6 +13,8 @@ from cierzo.models import UnknownModelError
 ANTHROPIC = "/v1/messages"
 """Paths that begin so speak Anthropic's language."""
 
+_FORM = "the answer's form "
+
 _OPENAI_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
 }  # fmt: skip
@@ -71,7 +73,9 @@ def api_error(error: BaseException, request_body: Any = None) -> ApiError:
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", retry_after=1)
     if isinstance(error, EngineError):
-        return ApiError(500, str(error), code="engine_error")
+        if str(error).startswith(_FORM):  # found out only while it is followed
+            return ApiError(400, str(error), code="form_too_complex")
+        return ApiError(500, "the engine failed; the server's log says more", code="engine_error")
     if isinstance(error, CierzoError):
         return ApiError(400, str(error))
     if isinstance(error, HTTPException):

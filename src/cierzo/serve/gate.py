@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -18,11 +19,31 @@ from cierzo.serve.state import Caller, State
 _KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_PATIENCE = 2.0
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 class ClientGoneError(Exception):
     """The client closed its connection; nobody is there to be told."""
+
+
+class _Body:
+    """A request's messages as they come, and whether its body has come whole."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.whole = receive, False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self.whole = self.whole or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read what is left, for a while: a client that is cut off while it sends does not read why."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while not self.whole:
+                    await self()
 
 
 class Gate:
@@ -52,8 +73,9 @@ class Gate:
                 message = {**message, "headers": [*message["headers"], *ids]}
             await send(message)
 
+        body = _Body(receive)
         try:
-            await self._admitted(scope, receive, send_with_ids, headers, caller)
+            await self._admitted(scope, body, send_with_ids, headers, caller)
         except ClientGoneError:
             status = status or 499
         except Exception as error:
@@ -63,7 +85,8 @@ class Gate:
             if status:
                 raise  # in the middle of an answer: the connection is closed
             self._state.refused[known.code or "refused"] += 1
-            extra = {"connection": "close"} if isinstance(error, ApiError) else {}  # its body may be unread
+            await body.discard()
+            extra = {} if body.whole else {"connection": "close"}
             await known.response(scope["path"], caller.request_id, extra)(scope, receive, send_with_ids)
         finally:
             self._tell(scope, caller, status, began)
