@@ -34,7 +34,7 @@ def test_a_conversation_with_a_server() -> None:
         answering.close()
         assert until(lambda: server.idle), "closing the iterator must end the answer"
         conversation.settings = SamplingParams(max_tokens=511)
-        with pytest.raises(CierzoError, match=r"the server refused: .* pass the context of 512"):
+        with pytest.raises(CierzoError, match=r"the server refused: .* maximum context length is 512"):
             list(conversation.ask("too long"))
         with pytest.raises(CierzoError, match="has no model 'other'"):
             RemoteLLM(server.url, "other")

@@ -71,7 +71,7 @@ def test_errors_have_its_shape(client: anthropic.Anthropic) -> None:
     assert thinking["type"] == "invalid_request_error"
     assert thinking["message"].startswith("thinking")
     long = refused(anthropic.BadRequestError, messages=[{"role": "user", "content": "word " * 9000}])
-    assert "pass the context of 8192" in long["message"]
+    assert "maximum context length is 8192" in long["message"]
 
 
 def test_a_json_schema(client: anthropic.Anthropic) -> None:

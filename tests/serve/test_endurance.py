@@ -22,7 +22,7 @@ import pytest
 from support.server import Process, until
 
 REQUESTS = int(os.environ.get("CIERZO_FAULT_REQUESTS", "2000"))
-SETTINGS = ("--cache-tokens", "8192", "--max-seq-len", "512", "--max-running", "16", "--max-waiting", "16")
+SETTINGS = ("--cache-tokens", "3072", "--max-seq-len", "512", "--max-running", "16", "--max-waiting", "16")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 _LOOK = """
@@ -107,6 +107,7 @@ async def _ask(port: int, draw: random.Random, told: Counter[str]) -> None:
             assert json.loads(rest)["error"]["message"]
         if status == "429":
             assert b"retry-after: " in head
+            await asyncio.sleep(draw.random() * 2)  # not as long as told, or few would ever be refused
         assert status in ("200", "400", "413", "429"), (path, status, rest[:300])
     finally:
         writer.close()
@@ -133,7 +134,7 @@ def test_thousands_of_requests_leave_nothing_behind(default_gguf: Path, capsys: 
     process = Process(f"m={default_gguf}", *SETTINGS, "--log-level", "error")
     port = int(process.url.rpartition(":")[2])
     try:
-        asyncio.run(_storm(port, REQUESTS // 4, 48, 1))
+        asyncio.run(_storm(port, REQUESTS // 4, 48, 1))  # touches the whole cache, which then counts as memory
         memory = process.memory()
         with health_times(process) as health:
             told = asyncio.run(_storm(port, REQUESTS, 48, 2))
@@ -146,7 +147,7 @@ def test_thousands_of_requests_leave_nothing_behind(default_gguf: Path, capsys: 
             )
         assert grown < 64 * 2**20
         assert told["429"] > 0
-        assert told["200"] > REQUESTS // 4
+        assert told["200"] > REQUESTS // 8
         # Another process on this machine may hold the cores for longer than that.
         assert health["p99"] < (0.05 if quiet else 0.5)
         answer = httpx.post(

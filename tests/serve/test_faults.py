@@ -55,7 +55,7 @@ def test_who_leaves_frees_everything_at_once(tiny: Served, path: str, stream: bo
 
 
 def test_who_does_not_read_keeps_nobody(tiny: Served) -> None:
-    raw = opened(tiny, {**LONG, "max_tokens": 800, "stream": True, "logprobs": True, "top_logprobs": 20})
+    raw = opened(tiny, {**LONG, "max_tokens": 300, "stream": True, "logprobs": True, "top_logprobs": 20})
     try:
         assert until(lambda: tiny.engine.metrics.running > 0)
         for _ in range(5):

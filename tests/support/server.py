@@ -46,6 +46,7 @@ class Served:
         self.llm = AsyncLLM(Loaded("tiny", Path("tiny"), engine), max_waiting=chosen.max_waiting)
         models.entries["tiny"].llm, models.entries["tiny"].state = self.llm, "loaded"
         self._bound = socket.create_server(("127.0.0.1", 0))
+        self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)  # who does not read is felt soon
         self.port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.state: State | None = None

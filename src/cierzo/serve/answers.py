@@ -79,10 +79,14 @@ def check_length(llm: AsyncLLM, state: State, tokens: int, param: str, answer: i
     if most is not None and tokens > most:
         raise ApiError(400, f"the prompt has {tokens} tokens, and {most} are the most here", param=param, code=code)
     if limit is not None and tokens + answer > limit:
+        # OpenAI's words, by which clients know what is the matter.
         raise ApiError(
-            400, f"{tokens} prompt tokens and an answer of {answer} pass the context of {limit} tokens: shorten the "
-            "prompt or lower max_tokens", param=param, code=code,
-        )  # fmt: skip
+            400,
+            f"this model's maximum context length is {limit} tokens, and {tokens} of the prompt with an answer of {answer} "
+            "pass it: shorten the prompt or lower max_tokens",
+            param=param,
+            code=code,
+        )
 
 
 def check_places(llm: AsyncLLM, state: State, count: int) -> None:
