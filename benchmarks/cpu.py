@@ -3,6 +3,7 @@
     benchmarks/rivals/install.sh                                     once
     python benchmarks/make_gguf.py mistral-7b-v0.1 7b.gguf           once
     python benchmarks/cpu.py [--model 7b.gguf]... [--engines cierzo,llama.cpp,openvino,transformers] [--rounds 3]
+        [--cierzo-model FOLDER] [--deep 32000]
 
 Run it with a Python that has Cierzo; that one is measured, or the one of --cierzo-python. Every measurement is a
 process of its own, one at a time, with the file in the page cache. In the first round each engine tries all its
@@ -58,7 +59,7 @@ def python_of(engine: str, options: argparse.Namespace) -> Path:
 def measure(engine: str, model: Path, setting: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """One process of one engine: its last answer, and `error` with one line when it did not come to its end."""
     worker = HERE / "rivals" / f"{engine.replace('.', '_')}_worker.py"
-    fields = ("prompt", "decode", "streams", "stream_prompt", "threads")
+    fields = ("prompt", "decode", "streams", "stream_prompt", "threads", "deep")
     job = {name: getattr(options, name) for name in fields}
     job |= {"model": str(model), "small_model": str(options.small_model), "setting": setting}
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
@@ -99,9 +100,10 @@ class OthersCpu:
         return sum(seconds) - sum(seconds[3:5]), sum(seconds), used.ru_utime + used.ru_stime
 
 
-def read_bandwidth(options: argparse.Namespace) -> dict[str, float]:
+def limits(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """What the memory and the processor give: see bandwidth.py."""
     command = [sys.executable, str(HERE / "bandwidth.py"), "--threads", str(options.threads)]
-    rates: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    rates: dict[str, dict[str, float]] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return rates
 
 
@@ -118,16 +120,25 @@ def weight_bytes(model: Path) -> int:
     )
 
 
-def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, float]]:
+def layer_weights(model: Path) -> int:
+    """Weights that every token of a prompt is multiplied with."""
+    tensors = read_header(model).tensors
+    return sum(math.prod(t.shape) for name, t in tensors.items() if name.startswith("blk.") and len(t.shape) > 1)
+
+
+def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, dict[str, float]]]:
     results = {engine: Result() for engine in options.engines}
     settings = {engine: SETTINGS[engine] for engine in options.engines}
-    bandwidth: dict[str, float] = {}
+    if options.cierzo_model:
+        settings["cierzo"] = [{"model": str(options.cierzo_model)}]
+    best: dict[str, dict[str, float]] = {"read": {}, "matrix": {}}
     with model.open("rb") as file:  # into the page cache
         while file.read(1 << 24):
             pass
     for number in range(options.rounds):
-        for way, rate in read_bandwidth(options).items():
-            bandwidth[way] = max(rate, bandwidth.get(way, 0.0))
+        for kind, rates in limits(options).items():
+            for way, rate in rates.items():
+                best[kind][way] = max(rate, best[kind].get(way, 0.0))
         turn = number % len(options.engines)
         for engine in options.engines[turn:] + options.engines[:turn]:
             result = results[engine]
@@ -141,7 +152,7 @@ def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Resu
                 result.samples.append({"setting": setting, **answer})
                 print(f"{number + 1}/{options.rounds} {engine} {json.dumps(result.samples[-1])}", file=sys.stderr)
             settings[engine] = result.leaders()
-    return results, bandwidth
+    return results, best
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +165,10 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": platform.platform(),
-        **{k: getattr(options, k) for k in ("rounds", "prompt", "decode", "streams", "stream_prompt", "threads")},
+        **{
+            k: getattr(options, k)
+            for k in ("rounds", "prompt", "decode", "streams", "stream_prompt", "threads", "deep")
+        },
     }
 
 
@@ -167,6 +181,10 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded by each stream")
     parser.add_argument("--streams", type=int, default=16, help="streams decoded together")
     parser.add_argument("--stream-prompt", type=int, default=16, help="tokens in front of each stream")
+    parser.add_argument(
+        "--deep", type=int, default=0, help="tokens of a very long prompt, to be decoded after; 0 for none"
+    )
+    parser.add_argument("--cierzo-model", type=Path, metavar="FOLDER", help="packed, of the shape of --model's file")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that one process may take")
     parser.add_argument("--rivals", type=Path, default=Path.home() / ".cache" / "cierzo-rivals", metavar="FOLDER")
@@ -182,13 +200,13 @@ def main() -> None:
     try:
         models = [resolve_model(model, progress=True).absolute() for model in options.model or [None]]
         options.small_model = resolve_model(None, progress=True).absolute()
-        sizes = [weight_bytes(model) for model in models]
+        sizes = [(weight_bytes(model), layer_weights(model)) for model in models]
     except CierzoError as error:
         sys.exit(f"error: {error}")
-    for model, n_bytes in zip(models, sizes, strict=True):
-        results, bandwidth = run_rounds(model, options)
+    for model, (n_bytes, n_weights) in zip(models, sizes, strict=True):
+        results, best = run_rounds(model, options)
         found = {**machine(options), "model": model.name, "weight_bytes": n_bytes}
-        found |= summary(results, bandwidth, n_bytes)
+        found |= summary(results, best, n_bytes, n_weights)
         print("\n".join(table(found)))
         print(json.dumps(found), flush=True)
 

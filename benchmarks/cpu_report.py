@@ -10,9 +10,12 @@ MEASURES = {  # the table's heads, and whether more is better
     "decode": ("decode tok/s", True),
     "prompt": ("prompt tok/s", True),
     "streams": ("streams tok/s", True),
+    "deep_prompt": ("deep prompt", True),
+    "deep_decode": ("deep decode", True),
     "first_token_s": ("1st token s", False),
     "peak_mib": ("peak MiB", False),
     "streams_peak_mib": ("streams MiB", False),
+    "deep_peak_mib": ("deep MiB", False),
 }
 
 
@@ -43,8 +46,10 @@ class Result:
         return [setting for i, setting in enumerate(found) if setting not in found[:i]]
 
 
-def summary(results: dict[str, Result], bandwidth: dict[str, float], n_bytes: int) -> dict[str, Any]:
-    """What the table and the JSON line say. Rates are in GB/s, 1e9 bytes."""
+def summary(
+    results: dict[str, Result], limits: dict[str, dict[str, float]], n_bytes: int, n_weights: int
+) -> dict[str, Any]:
+    """What the table and the JSON line say. Rates are in GB/s, 1e9 bytes, and GOP/s, 1e9 operations, two a weight."""
     engines: dict[str, Any] = {}
     for engine, result in results.items():
         told = {"best": {}, **result.told, "samples": result.samples}
@@ -54,9 +59,19 @@ def summary(results: dict[str, Result], bandwidth: dict[str, float], n_bytes: in
         if "decode" in told["best"]:
             own_bytes = told["flags"].get("weight_bytes", n_bytes)
             told["weights_gb_per_s"] = round(told["best"]["decode"]["value"] * own_bytes / 1e9, 2)
+        if "prompt" in told["best"]:
+            told["gop_per_s"] = round(told["best"]["prompt"]["value"] * 2 * n_weights / 1e9, 1)
         engines[engine] = told
-    rates = [told["weights_gb_per_s"] for told in engines.values() if "weights_gb_per_s" in told]
-    return {"read_gb_per_s": max(*bandwidth.values(), *rates), "read_ways": bandwidth, "engines": engines}
+
+    def most(ways: dict[str, float], own: str) -> float:
+        return float(max([*ways.values(), *(told[own] for told in engines.values() if own in told)]))
+
+    return {
+        "read_gb_per_s": most(limits["read"], "weights_gb_per_s"),
+        "matrix_gop_per_s": most(limits["matrix"], "gop_per_s"),
+        "limits": limits,
+        "engines": engines,
+    }
 
 
 def table(found: dict[str, Any]) -> Iterator[str]:
@@ -64,27 +79,38 @@ def table(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{found['model']}: {found['weight_bytes'] / 1e6:.0f} MB of weights a token; prompt {found['prompt']}, "
         f"decode {found['decode']}, {found['streams']} streams after {found['stream_prompt']} tokens; "
-        f"{found['threads']} threads; memory reads {found['read_gb_per_s']:.1f} GB/s"
+        f"{found['threads']} threads; memory reads {found['read_gb_per_s']:.1f} GB/s, "
+        f"matrix products reach {found['matrix_gop_per_s']:.0f} GOP/s"
     )
-    heads = [head for head, _ in MEASURES.values()]
-    yield f"{'':22}" + "".join(f"{head:>14}" for head in [heads[0], "of bandwidth", *heads[1:]])
+    shown = [name for name in MEASURES if any(name in told["best"] for told in found["engines"].values())]
+    heads = [MEASURES[name][0] for name in shown]
+    for name, head in (("prompt", "of GOP/s"), ("decode", "of bandwidth")):
+        if name in shown:
+            heads.insert(shown.index(name) + 1, head)
+    yield f"{'':22}" + "".join(f"{head:>14}" for head in heads)
     for engine, told in found["engines"].items():
         best = told["best"]
         if not best:
             yield f"{engine:22}  not measured: {told['samples'][-1]['error']}"
             continue
-        cells = [f"{best[name]['value']:.4g}" if name in best else "-" for name in MEASURES]
-        cells.insert(1, f"{told['weights_gb_per_s'] / found['read_gb_per_s']:.0%}" if "decode" in best else "-")
+        cells = []
+        for name in shown:
+            cells.append(f"{best[name]['value']:.4g}" if name in best else "-")
+            if name == "decode":
+                cells.append(f"{told['weights_gb_per_s'] / found['read_gb_per_s']:.0%}" if name in best else "-")
+            if name == "prompt":
+                cells.append(f"{told['gop_per_s'] / found['matrix_gop_per_s']:.0%}" if name in best else "-")
         yield f"{engine:22}" + "".join(f"{cell:>14}" for cell in cells)
     own = found["engines"].get("cierzo", {}).get("best", {})
     for engine, told in found["engines"].items():
         if engine == "cierzo" or not own or not told["best"]:
             continue
-        cells = [
-            f"{own[name]['value'] / told['best'][name]['value']:.2f} x" if name in own and name in told["best"] else "-"
-            for name in MEASURES
-        ]
-        cells.insert(1, "")
+        cells = []
+        for name in shown:
+            both = name in own and name in told["best"]
+            cells.append(f"{own[name]['value'] / told['best'][name]['value']:.2f} x" if both else "-")
+            if name in ("decode", "prompt"):
+                cells.append("")
         yield f"{'cierzo / ' + engine:22}" + "".join(f"{cell:>14}" for cell in cells)
     for engine, told in found["engines"].items():
         for name, best in told["best"].items():

@@ -22,7 +22,6 @@ from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, To
 from cierzo.model import PRESETS, ModelConfig
 from make_checkpoint import parameter_shapes, show_progress
 
-BLOCK = 32  # weights that share a scale, in both types
 PIECE = 1 << 20  # blocks drawn at a time
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -30,17 +29,23 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Quantised:
-    """A type whose block is an fp16 scale and 32 values; `spread` is their standard deviation when drawn evenly."""
+    """A type whose block begins with an fp16 scale; `spread` is its values' standard deviation when drawn evenly."""
 
     kind: GGMLQuantizationType
     file_type: LlamaFileType
+    block: int
     n_bytes: int
     spread: float
 
 
+_IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml's table
 TYPES = {
-    "q4_0": Quantised(GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0, 18, math.sqrt(255 / 12)),
-    "q8_0": Quantised(GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, 34, math.sqrt(65024 / 12)),
+    "q4_0": Quantised(GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0, 32, 18, math.sqrt(255 / 12)),
+    "iq4_nl": Quantised(
+        GGMLQuantizationType.IQ4_NL, LlamaFileType.MOSTLY_IQ4_NL, 32, 18, math.sqrt(sum(v * v for v in _IQ4_NL) / 16)
+    ),
+    "q4_k": Quantised(GGMLQuantizationType.Q4_K, LlamaFileType.MOSTLY_Q4_K_S, 256, 144, 258),  # with the minima below
+    "q8_0": Quantised(GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, 32, 34, math.sqrt(65024 / 12)),
 }
 
 
@@ -65,7 +70,7 @@ def make_gguf(path: Path, config: ModelConfig, name: str, layers_type: Quantised
             writer.add_tensor_info(stored, shape, np.dtype(np.float32), size)
         else:
             quantised = TYPES["q8_0"] if own_name == output else layers_type
-            in_bytes = (shape[0], shape[1] // BLOCK * quantised.n_bytes)
+            in_bytes = (shape[0], shape[1] // quantised.block * quantised.n_bytes)
             size = math.prod(in_bytes)
             writer.add_tensor_info(stored, in_bytes, np.dtype(np.uint8), size, raw_dtype=quantised.kind)
         plan.append((shape, quantised))
@@ -92,7 +97,7 @@ def pieces(random: np.random.Generator, shape: tuple[int, ...], quantised: Quant
         yield np.ones(shape, "<f4").view(np.uint8)
         return
     middle = 1 / (quantised.spread * math.sqrt(shape[1]))
-    left = math.prod(shape) // BLOCK
+    left = math.prod(shape) // quantised.block
     while left:
         count = min(left, PIECE)
         blocks = np.frombuffer(random.bytes(count * quantised.n_bytes), np.uint8).reshape(count, -1).copy()
@@ -100,6 +105,8 @@ def pieces(random: np.random.Generator, shape: tuple[int, ...], quantised: Quant
         if quantised.kind == GGMLQuantizationType.Q8_0:  # no quantiser writes -128
             np.copyto(blocks, 0x81, where=blocks == 0x80)
         blocks[:, :2] = scales.view(np.uint8).reshape(count, 2)
+        if quantised.kind == GGMLQuantizationType.Q4_K:  # what its minima are multiplied with, for a mean of 0
+            blocks[:, 2:4] = (7.5 * scales).astype("<f2").view(np.uint8).reshape(count, 2)
         yield blocks
         left -= count
 

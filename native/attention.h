@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels.h"
 #include "rows.h"
@@ -22,53 +23,97 @@ inline F32x16 load_cached(const uint16_t* p) { return load_bf16(p); }
 template <class T>
 void load_tile(const Attention& job, int head, int64_t tile, int from, int to, float* kt, float* vt) {
     const size_t dim = job.head_dim, width = padded_to(dim, 16), row = size_t(job.n_kv_heads) * dim;
-    for (int j = 0; j < kKeyTile; ++j) {
-        if (j < from || j >= to) {  // masked, but must be numbers
-            for (size_t c = 0; c < width; ++c) kt[c * kKeyTile + j] = 0;
-            continue;
-        }
+    const auto part = [&](const T* p, size_t c) {  // 16 numbers, zeros beyond head_dim
+        if (c + 16 <= dim) return load_cached(p + c);
+        T staged[16] = {};
+        std::memcpy(staged, p + c, (dim - c) * sizeof(T));
+        return load_cached(staged);
+    };
+    const T* keys[kKeyTile];
+    for (int j = from; j < to; ++j) {
         const int64_t position = tile + j;
         const int64_t block = job.blocks[position / job.block_size - job.first_block];
         const size_t at = size_t(block * job.block_size + position % job.block_size) * row + head * dim;
-        const T* k = static_cast<const T*>(job.k) + at;
+        keys[j] = static_cast<const T*>(job.k) + at;
         const T* v = static_cast<const T*>(job.v) + at;
-        float lanes[16];
+        for (size_t c = 0; c < width; c += 16) store(vt + j * width + c, part(v, c));
+    }
+    for (int first = from / 16 * 16; first < to; first += 16)
         for (size_t c = 0; c < width; c += 16) {
-            T staged_k[16] = {}, staged_v[16] = {};
-            const bool whole = c + 16 <= dim;
-            if (!whole) {
-                std::memcpy(staged_k, k + c, (dim - c) * sizeof(T));
-                std::memcpy(staged_v, v + c, (dim - c) * sizeof(T));
+            F32x16 square[16];
+            for (int j = 0; j < 16; ++j) {
+                const bool seen = first + j >= from && first + j < to;
+                square[j] = seen ? part(keys[first + j], c) : broadcast(0);  // masked, but must be numbers
             }
-            store(lanes, load_cached(whole ? k + c : staged_k));
-            for (size_t i = 0; i < 16; ++i) kt[(c + i) * kKeyTile + j] = lanes[i];
-            store(vt + j * width + c, load_cached(whole ? v + c : staged_v));
+            transpose(square);
+            for (int i = 0; i < 16; ++i) store(kt + (c + i) * kKeyTile + first, square[i]);
+        }
+}
+
+// Scores of N queries [N][width] against keys [first, last) of a tile, whole sixteens, into N rows of 64.
+template <int N>
+inline void score(const float* q, size_t width, const float* kt, size_t dim, int first, int last, float* scores) {
+    int at = first;
+    const auto next = [&](auto lanes) {
+        constexpr int kLanes = decltype(lanes)::value;
+        F32x16 s[N][kLanes];
+        for (int n = 0; n < N; ++n)
+            for (int i = 0; i < kLanes; ++i) s[n][i] = broadcast(0);
+        for (size_t c = 0; c < dim; ++c) {
+            const float* keys = kt + c * kKeyTile + at;
+            F32x16 x[N];
+            for (int n = 0; n < N; ++n) x[n] = broadcast(q[n * width + c]);
+#pragma GCC unroll 4
+            for (int i = 0; i < kLanes; ++i) {
+                const F32x16 k = load(keys + 16 * i);
+#pragma GCC unroll 4
+                for (int n = 0; n < N; ++n) s[n][i] = fma(x[n], k, s[n][i]);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int i = 0; i < kLanes; ++i) store(scores + n * kKeyTile + at + 16 * i, s[n][i]);
+        at += 16 * kLanes;
+    };
+    while (at + 16 * kWide <= last) next(std::integral_constant<int, kWide>{});
+    while (at < last) next(std::integral_constant<int, 1>{});
+}
+
+// o = o x keep + sum of p[j] v[j] over j in [from, to), of N queries, L x 16 columns at a time.
+template <int N, int L>
+inline void mix(const float* p, const float* vt, size_t width, int from, int to, const float* keep, float* o) {
+    F32x16 sum[N][L];
+    for (int n = 0; n < N; ++n)
+        for (int i = 0; i < L; ++i) sum[n][i] = mul(load(o + n * width + 16 * i), broadcast(keep[n]));
+    for (int j = from; j < to; ++j) {
+        F32x16 x[N];
+        for (int n = 0; n < N; ++n) x[n] = broadcast(p[n * kKeyTile + j]);
+#pragma GCC unroll 4
+        for (int i = 0; i < L; ++i) {
+            const F32x16 v = load(vt + j * width + 16 * i);
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) sum[n][i] = fma(x[n], v, sum[n][i]);
         }
     }
+    for (int n = 0; n < N; ++n)
+        for (int i = 0; i < L; ++i) store(o + n * width + 16 * i, sum[n][i]);
 }
 
-// Scores of one query against a tile.
-inline void score(const float* q, const float* kt, size_t dim, float* scores) {
-    F32x16 s[4] = {broadcast(0), broadcast(0), broadcast(0), broadcast(0)};
-    for (size_t c = 0; c < dim; ++c) {
-        const F32x16 x = broadcast(q[c]);
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) s[i] = fma(x, load(kt + c * kKeyTile + 16 * i), s[i]);
-    }
-    for (int i = 0; i < 4; ++i) store(scores + 16 * i, s[i]);
-}
-
-// o = o x keep + sum of p[j] v[j] over j in [from, to), N x 16 columns at a time.
-template <int N>
-inline void mix(const float* p, const float* vt, size_t width, int from, int to, float keep, float* o) {
-    F32x16 sum[N];
-    for (int i = 0; i < N; ++i) sum[i] = mul(load(o + 16 * i), broadcast(keep));
-    for (int j = from; j < to; ++j) {
-        const F32x16 x = broadcast(p[j]);
-#pragma GCC unroll 4
-        for (int i = 0; i < N; ++i) sum[i] = fma(x, load(vt + j * width + 16 * i), sum[i]);
-    }
-    for (int i = 0; i < N; ++i) store(o + 16 * i, sum[i]);
+// Scores of one query, keys [low, high) of which it sees, into probabilities relative to the largest score so far; `keep`
+// is what the sums before are worth against it.
+inline void weigh(float* p, int low, int high, float& peak, float& total, float& keep) {
+    constexpr float never = -std::numeric_limits<float>::infinity();
+    for (int j = 0; j < low; ++j) p[j] = never;
+    for (int j = high; j < kKeyTile; ++j) p[j] = never;
+    const F32x16 s[4] = {load(p), load(p + 16), load(p + 32), load(p + 48)};
+    const float before = peak;
+    peak = std::max(before, largest(max(max(s[0], s[1]), max(s[2], s[3]))));
+    for (int v = 0; v < 4; ++v) store(p + 16 * v, exponential(add(s[v], broadcast(-peak))));
+    for (int j = 0; j < low; ++j) p[j] = 0;
+    for (int j = high; j < kKeyTile; ++j) p[j] = 0;
+    float lanes[16];  // the C library's exp may differ between machines
+    store(lanes, exponential(broadcast(before == peak ? 0.0f : before - peak)));
+    keep = lanes[0];
+    total = total * keep + sum(add(add(load(p), load(p + 16)), add(load(p + 32), load(p + 48))));
 }
 
 inline void attend(const Attention& job, int head, int64_t first, int64_t last, float* scratch) {
@@ -81,7 +126,7 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
     float* o = q + queries * width;           // [queries][width]
     float* peaks = o + queries * width;       // [queries]
     float* totals = peaks + queries;          // [queries]
-    float* p = totals + queries;              // [64]
+    float* p = totals + queries;              // [2][64]
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     const auto row_of = [&](size_t i) { return (size_t(first) + i / group) * job.n_heads + size_t(head) * group + i % group; };
     const auto position_of = [&](size_t i) { return job.position + first - job.start + int64_t(i / group); };
@@ -100,25 +145,29 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
             load_tile<float>(job, head, tile, from, to, kt, vt);
         else
             load_tile<uint16_t>(job, head, tile, from, to, kt, vt);
-        for (size_t i = 0; i < queries; ++i) {
+        for (size_t i = 0; i < queries;) {
+            // Queries of one row see the same keys; two of them share what is loaded.
             const int64_t at = position_of(i);
             const int low = int(std::max<int64_t>(0, oldest_of(at) - tile)), high = int(std::min<int64_t>(kKeyTile, at + 1 - tile));
-            if (low >= high) continue;
-            score(q + i * width, kt, dim, p);
-            for (int j = 0; j < low; ++j) p[j] = -std::numeric_limits<float>::infinity();
-            for (int j = high; j < kKeyTile; ++j) p[j] = -std::numeric_limits<float>::infinity();
-            const F32x16 s[4] = {load(p), load(p + 16), load(p + 32), load(p + 48)};
-            const float peak = std::max(peaks[i], largest(max(max(s[0], s[1]), max(s[2], s[3]))));
-            for (int v = 0; v < 4; ++v) store(p + 16 * v, exponential(add(s[v], broadcast(-peak))));
-            for (int j = 0; j < low; ++j) p[j] = 0;
-            for (int j = high; j < kKeyTile; ++j) p[j] = 0;
-            float keep[16];  // the C library's exp may differ between machines
-            store(keep, exponential(broadcast(peaks[i] == peak ? 0.0f : peaks[i] - peak)));
-            totals[i] = totals[i] * keep[0] + sum(add(add(load(p), load(p + 16)), add(load(p + 32), load(p + 48))));
-            peaks[i] = peak;
-            size_t c = 0;
-            for (; c + 64 <= width; c += 64) mix<4>(p, vt + c, width, low, high, keep[0], o + i * width + c);
-            for (; c < width; c += 16) mix<1>(p, vt + c, width, low, high, keep[0], o + i * width + c);
+            const int first = low / 16 * 16, last = (high + 15) / 16 * 16;
+            const auto together = [&](auto count) {
+                constexpr int kCount = decltype(count)::value;
+                if (low < high) {
+                    float keep[kCount];
+                    score<kCount>(q + i * width, width, kt, dim, first, last, p);
+                    for (int n = 0; n < kCount; ++n)
+                        weigh(p + n * kKeyTile, low, high, peaks[i + n], totals[i + n], keep[n]);
+                    size_t c = 0;
+                    for (; c + 16 * kWide <= width; c += 16 * kWide)
+                        mix<kCount, kWide>(p, vt + c, width, low, high, keep, o + i * width + c);
+                    for (; c < width; c += 16) mix<kCount, 1>(p, vt + c, width, low, high, keep, o + i * width + c);
+                }
+                i += kCount;
+            };
+            if (i % group + 2 <= size_t(group))
+                together(std::integral_constant<int, 2>{});
+            else
+                together(std::integral_constant<int, 1>{});
         }
     }
     for (size_t i = 0; i < queries; ++i) {

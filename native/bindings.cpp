@@ -1,6 +1,7 @@
 // What Python calls. Tensors come as addresses, which cost a tenth of a microsecond; `cierzo.ops.native` checks their
 // shapes, types and layout. What matrices, tables and layers say of themselves is checked here.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -8,9 +9,11 @@
 #include <algorithm>
 #include <new>
 #include <stdexcept>
+#include <utility>
 
 #include "fused.h"
 #include "isa.h"
+#include "pack.h"
 #include "pool.h"
 #include "repack.h"
 #include "sample.h"
@@ -33,6 +36,11 @@ cierzo::Cache cache(uintptr_t k, uintptr_t v, bool bf16) {
 
 void check(bool right, const char* what) {
     if (!right) throw std::invalid_argument(what);
+}
+
+// Of matrices that take the same activations.
+void check_spans(const Matrix& a, const Matrix& b, const char* what) {
+    check(a.inputs == b.inputs && cierzo::span_of(a.format) == cierzo::span_of(b.format), what);
 }
 
 void check_attention(const Tables& tables, size_t n_rows, int n_heads, int n_kv_heads, int head_dim, int64_t window) {
@@ -58,6 +66,8 @@ struct Layers {
                   wo.inputs == heads && wo.outputs == dim && w1.inputs == dim && w3.inputs == dim &&
                   w1.outputs == w3.outputs && w2.inputs == w1.outputs && w2.outputs == dim && shape.head_dim % 2 == 0,
               "the matrices of a layer do not fit");
+        for (const auto& [a, b] : {std::pair{&wq, &wk}, {&wq, &wv}, {&w1, &w3}})
+            check_spans(*a, *b, "the formats of a layer's matrices do not fit");
         check(layers.empty() || layers[0].wq->inputs == dim, "the layers do not fit");
         layers.push_back({at(attention_norm), at(ffn_norm), &wq, &wk, &wv, &wo, &w1, &w2, &w3, cache(k, v, bf16), window,
                           group});
@@ -77,10 +87,13 @@ struct Layers {
 NB_MODULE(_native, m) {
     const nb::call_guard<nb::gil_scoped_release> free_gil;
 
-    m.def("available", [] {
-        std::vector<std::string> names;
-        for (const cierzo::Kernels* table : cierzo::available()) names.push_back(table->name);
-        return names;
+    m.attr("SPAN") = cierzo::kSpan;
+
+    m.def("candidates", [] {  // name and why it cannot run here, best first
+        std::vector<std::pair<std::string, std::string>> all;
+        for (const cierzo::Candidate& candidate : cierzo::candidates())
+            all.emplace_back(candidate.table->name, candidate.against);
+        return all;
     });
     m.def("isa", [] { return std::string(cierzo::kernels().name); });
     m.def("use", &cierzo::use, "name"_a);
@@ -97,6 +110,10 @@ NB_MODULE(_native, m) {
         return cierzo::repack(blocks, at<const uint8_t>(raw), bytes, shape, const_cast<uint8_t*>(shape.data));
     }, free_gil);
 
+    m.def("pack", [](uintptr_t weights, size_t n_rows, size_t first, const Matrix& shape) {
+        return cierzo::pack(at<const float>(weights), n_rows, first, shape, const_cast<uint8_t*>(shape.data));
+    }, free_gil);
+
     nb::class_<Tables>(m, "Tables")
         .def(nb::init<int64_t, int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>,
                       std::vector<int32_t>>(),
@@ -109,7 +126,9 @@ NB_MODULE(_native, m) {
     m.def("project_qkv", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& wq, const Matrix& wk,
                             const Matrix& wv, uintptr_t cos, uintptr_t sin, size_t head_dim, const Tables& tables,
                             uintptr_t k, uintptr_t v, bool bf16, uintptr_t q) {
-        check(wq.inputs == wk.inputs && wk.inputs == wv.inputs && wk.outputs == wv.outputs, "q, k and v do not fit");
+        check_spans(wq, wk, "q and k do not fit");
+        check_spans(wq, wv, "q and v do not fit");
+        check(wk.outputs == wv.outputs, "k and v do not fit");
         check(head_dim > 0 && head_dim % 2 == 0 && wq.outputs % head_dim == 0 && wk.outputs % head_dim == 0,
               "head_dim does not divide q or k");
         check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
@@ -134,7 +153,8 @@ NB_MODULE(_native, m) {
     }, free_gil);
     m.def("gate_up", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& w1, const Matrix& w3,
                         uintptr_t out) {
-        check(w1.inputs == w3.inputs && w1.outputs == w3.outputs, "gate and up do not fit");
+        check_spans(w1, w3, "gate and up do not fit");
+        check(w1.outputs == w3.outputs, "gate and up do not fit");
         cierzo::gate_up(at(x), n_rows, at(norm), eps, w1, w3, at(out));
     }, free_gil);
     m.def("sample", [](const std::vector<std::tuple<uintptr_t, uintptr_t, double, double, double, int64_t, double>>& rows,

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -17,7 +18,10 @@ namespace cierzo {
 
 namespace {
 
-constexpr size_t kRowBlock = 64;  // rows that a panel is multiplied with while its results stay in the first cache
+// Rows that panels are multiplied with at a time, and bytes of their activations: as much as stays in a core's second
+// cache while many panels pass.
+constexpr size_t kRowBlock = 256, kPartBytes = 1 << 20;
+constexpr size_t kTogether = 8;  // pairs of panels that pass one part of the activations after the other
 
 // Memory that operations of one process reuse: `lock` is held for the length of an operation, `layers_lock` for that of
 // `run_layers`.
@@ -44,44 +48,84 @@ T* room(std::vector<T>& buffer, size_t n) {
 }
 
 // Rows of x, normed where norm is given, as int8.
-Activations activations(Workspace& w, const float* x, size_t n_rows, size_t inputs, const float* norm,
-                        float eps) {
+Activations activations(Workspace& w, const float* x, size_t n_rows, const Matrix& m, const float* norm, float eps) {
     const Kernels& kernel = kernels();
-    const size_t padded = padded_to(inputs, kTile), groups = padded / kGroup;
-    int8_t* values = room(w.values, n_rows * padded);
-    float* scales = room(w.scales, n_rows * groups);
+    const size_t inputs = m.inputs, padded = padded_to(inputs, kTile), span = span_of(m.format);
+    const size_t groups = padded / kGroup, spans = (padded + span - 1) / span;
+    int8_t* values = room(w.values, n_rows * padded + kRowTile * kTile);
+    float* scales = room(w.scales, n_rows * spans);
     int32_t* sums = room(w.sums, n_rows * groups);
     float* normed = norm ? room(w.normed, n_rows * inputs) : nullptr;
+    const Activations a{values, scales, sums, n_rows, padded, groups, spans};
     const auto one_row = [&](size_t row) {
         const float* from = x + row * inputs;
         if (norm) {
             kernel.norm(from, norm, eps, inputs, normed + row * inputs);
             from = normed + row * inputs;
         }
-        kernel.quantize(from, inputs, padded, values + row * padded, scales + row * groups, sums + row * groups);
+        kernel.quantize(from, inputs, padded, span, values + a.offset(row, 0), a.height(row) * kTile,
+                        scales + row * spans, sums + row * groups);
     };
     spread(n_rows, one_row);
-    return {values, scales, sums, padded, groups};
+    return a;
 }
 
-// Results of one panel with rows [row, row + n) -> scratch [n][16].
-void multiply(const Matrix& w, size_t panel, const Activations& a, size_t row, size_t n, float* scratch) {
-    const Activations part{a.values + row * a.inputs, a.scales + row * a.groups, a.sums + row * a.groups, a.inputs,
-                           a.groups};
-    kernels().panel[int(w.format)](w.panel(panel), part, n, scratch, kPanel);
+// Two panels that are multiplied side by side: neighbours, or the gate's and up's for the same outputs.
+struct Pair {
+    const Matrix* matrix[2];
+    size_t panel[2];
+    int n;
+};
+
+Pair neighbours(const Matrix& m, size_t pair) {
+    return {{&m, &m}, {2 * pair, 2 * pair + 1}, 2 * pair + 1 < m.panels ? 2 : 1};
 }
 
-template <class F>
-void each_row_block(size_t n_rows, F body) {
-    for (size_t row = 0; row < n_rows; row += kRowBlock) body(row, std::min(kRowBlock, n_rows - row));
+size_t pairs_of(const Matrix& m) { return (m.panels + 1) / 2; }
+
+void multiply(const Pair& pair, const Activations& a, size_t row, size_t n, size_t tile, size_t last, float* out) {
+    const auto product = [&](int first, int count) {
+        const Matrix& m = *pair.matrix[first];
+        const Product p{{m.panel(pair.panel[first]), count > 1 ? pair.matrix[1]->panel(pair.panel[1]) : nullptr}, count,
+                        a, row, n, tile, last};
+        kernels().multiply[int(m.format)](p, out + first * n * kPanel);
+    };
+    if (pair.n == 2 && pair.matrix[0]->format == pair.matrix[1]->format) return product(0, 2);
+    for (int i = 0; i < pair.n; ++i) product(i, 1);
 }
 
-// Scratch [n][16] into out [T, width] at column `column`, plus residual where given.
-void put(const float* scratch, size_t row, size_t n, size_t column, size_t width, const float* residual, float* out) {
-    const size_t columns = std::min<size_t>(kPanel, width - column);
+// Multiplies all rows with `items` pairs of panels, pair_of(item); finish(item, pair, results [pair.n][n][16], row, n) takes what
+// came out for rows [row, row + n). Where a row block's activations are larger than a cache, some pairs at a time pass one
+// part of the inputs after the other.
+template <class PairOf, class Finish>
+void products(size_t items, const Activations& a, PairOf pair_of, Finish finish) {
+    if (!a.rows) return;
+    const size_t tiles = a.inputs / kTile, block = std::min(a.rows, kRowBlock);
+    constexpr size_t unit = 8 * kSpanTiles;  // parts begin where spans and chunks of kernels do
+    const size_t part = std::max(unit, kPartBytes / (block * kTile) / unit * unit);
+    const size_t together = part >= tiles ? 1 : kTogether;
+    for (size_t row = 0; row < a.rows; row += block) {
+        const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
+        spread_runs(items, [&](size_t first, size_t last) {
+            static thread_local std::vector<float> results;
+            float* out = room(results, together * size);
+            for (size_t from = first; from < last; from += together) {
+                const size_t to = std::min(from + together, last);
+                for (size_t tile = 0; tile < tiles; tile += part)
+                    for (size_t item = from; item < to; ++item)
+                        multiply(pair_of(item), a, row, n, tile, std::min(tile + part, tiles), out + (item - from) * size);
+                for (size_t item = from; item < to; ++item) finish(item, pair_of(item), out + (item - from) * size, row, n);
+            }
+        });
+    }
+}
+
+// Results [n][16] of a panel into out [T, width], plus residual where given.
+void put(const float* results, size_t row, size_t n, size_t panel, size_t width, const float* residual, float* out) {
+    const size_t column = panel * kPanel, columns = std::min<size_t>(kPanel, width - column);
     for (size_t r = 0; r < n; ++r) {
         const size_t at = (row + r) * width + column;
-        for (size_t c = 0; c < columns; ++c) out[at + c] = scratch[r * kPanel + c] + (residual ? residual[at + c] : 0);
+        for (size_t c = 0; c < columns; ++c) out[at + c] = results[r * kPanel + c] + (residual ? residual[at + c] : 0);
     }
 }
 
@@ -149,21 +193,29 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
                  float* q) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    const Activations a = activations(w, x, n_rows, wq.inputs, norm, eps);
+    const Activations a = activations(w, x, n_rows, wq, norm, eps);
     const size_t width = wk.outputs;
     float* k = room(w.projected, 2 * n_rows * width);
     float* v = k + n_rows * width;
-    spread(wq.panels + wk.panels + wv.panels, [&](size_t item) {
-        const bool is_q = item < wq.panels, is_k = !is_q && item < wq.panels + wk.panels;
-        const Matrix& m = is_q ? wq : is_k ? wk : wv;
-        float* out = is_q ? q : is_k ? k : v;
-        const size_t panel = item - (is_q ? 0 : is_k ? wq.panels : wq.panels + wk.panels);
-        each_row_block(n_rows, [&](size_t row, size_t n) {
-            float scratch[kRowBlock * kPanel];
-            multiply(m, panel, a, row, n, scratch);
-            put(scratch, row, n, panel * kPanel, m.outputs, nullptr, out);
-        });
-    });
+    struct Side {
+        const Matrix* m;
+        float* out;
+    };
+    const auto side_of = [&, sides = std::array<Side, 3>{{{&wq, q}, {&wk, k}, {&wv, v}}}](size_t& item) {
+        size_t n = 0;
+        for (; item >= pairs_of(*sides[n].m); ++n) item -= pairs_of(*sides[n].m);
+        return sides[n];
+    };
+    const auto pair_of = [&](size_t item) {
+        const Side side = side_of(item);
+        return neighbours(*side.m, item);
+    };
+    const auto keep = [&](size_t item, const Pair& pair, const float* results, size_t row, size_t n) {
+        const Side side = side_of(item);
+        for (int i = 0; i < pair.n; ++i)
+            put(results + i * n * kPanel, row, n, pair.panel[i], side.m->outputs, nullptr, side.out);
+    };
+    products(pairs_of(wq) + pairs_of(wk) + pairs_of(wv), a, pair_of, keep);
     const auto finish = [&](size_t row) {
         const float *c = cos + row * head_dim / 2, *s = sin + row * head_dim / 2;
         rotate(q + row * wq.outputs, wq.outputs, c, s, head_dim);
@@ -201,29 +253,23 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
             float* out) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    const Activations a = activations(w, x, n_rows, m.inputs, norm, eps);
-    spread(m.panels, [&](size_t panel) {
-        each_row_block(n_rows, [&](size_t row, size_t n) {
-            float scratch[kRowBlock * kPanel];
-            multiply(m, panel, a, row, n, scratch);
-            put(scratch, row, n, panel * kPanel, m.outputs, residual, out);
-        });
-    });
+    const Activations a = activations(w, x, n_rows, m, norm, eps);
+    const auto keep = [&](size_t, const Pair& pair, const float* results, size_t row, size_t n) {
+        for (int i = 0; i < pair.n; ++i)
+            put(results + i * n * kPanel, row, n, pair.panel[i], m.outputs, residual, out);
+    };
+    products(pairs_of(m), a, [&](size_t item) { return neighbours(m, item); }, keep);
 }
 
 void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out) {
     Workspace& w = workspace();
     std::lock_guard<std::mutex> guard(w.lock);
-    const Activations a = activations(w, x, n_rows, w1.inputs, norm, eps);
-    spread(w1.panels, [&](size_t panel) {
-        each_row_block(n_rows, [&](size_t row, size_t n) {
-            float gate[kRowBlock * kPanel], up[kRowBlock * kPanel];
-            multiply(w1, panel, a, row, n, gate);
-            multiply(w3, panel, a, row, n, up);
-            kernels().swiglu(gate, up, gate, n * kPanel);
-            put(gate, row, n, panel * kPanel, w1.outputs, nullptr, out);
-        });
-    });
+    const Activations a = activations(w, x, n_rows, w1, norm, eps);
+    const auto keep = [&](size_t, const Pair& pair, float* gate, size_t row, size_t n) {
+        kernels().swiglu(gate, gate + n * kPanel, gate, n * kPanel);
+        put(gate, row, n, pair.panel[0], w1.outputs, nullptr, out);
+    };
+    products(w1.panels, a, [&](size_t item) { return Pair{{&w1, &w3}, {item, item}, 2}; }, keep);
 }
 
 void run_layers(float* x, size_t n_rows, const std::vector<Layer>& layers, const Shape& shape,

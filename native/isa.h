@@ -7,10 +7,15 @@
 
 namespace cierzo {
 
-// The tables of this build that this machine can run, best first; portable is always there.
-std::vector<const Kernels*> available();
+struct Candidate {
+    const Kernels* table;
+    std::string against;  // why this machine cannot run it; "" if it can
+};
 
-// The chosen table. `use` throws std::invalid_argument for a name that is not available.
+// The tables of this build, best first; portable, the last, always runs.
+std::vector<Candidate> candidates();
+
+// The chosen table. `use` throws std::invalid_argument for one that is not to be had.
 const Kernels& kernels();
 void use(const std::string& name);
 

@@ -24,16 +24,26 @@ struct Attention {
     int64_t start, stop, position;
 };
 
+// One or two panels of one format times some rows, over some of the inputs: out [panels][n_rows][16]. Where first_tile is
+// not 0, to what `out` has of the inputs before.
+struct Product {
+    const uint8_t* panels[2];
+    int n_panels;
+    const Activations& rows;
+    size_t first_row, n_rows;       // first_row a multiple of 16
+    size_t first_tile, last_tile;   // whole spans, but for the last
+};
+
 struct Kernels {
     const char* name;
 
-    // int8 of a row x [n], in groups of 32 up to `padded`.
-    void (*quantize)(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums);
+    // int8 of a row x [n], in spans up to `padded`; tile t goes to values + t x stride.
+    void (*quantize)(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,
+                     int32_t* sums);
     // RMSNorm of a row, times weight.
     void (*norm)(const float* x, const float* weight, float eps, size_t n, float* out);
-    // Products of one panel with all rows: out[row * stride + output] for 16 outputs.
-    void (*panel[kFormats])(const uint8_t* panel, const Activations& rows, size_t n_rows, float* out, size_t stride);
-    // Row `output` of a matrix, as float32 [inputs padded to tiles].
+    void (*multiply[kFormats])(const Product& product, float* out);
+    // Row `output` of a panel, as float32 [inputs padded to tiles].
     void (*unpack[kFormats])(const uint8_t* panel, int output, size_t tiles, float* out);
     // out = silu(gate) x up, n a multiple of 16.
     void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
@@ -41,6 +51,8 @@ struct Kernels {
     void (*attend)(const Attention& job, int head, int64_t first, int64_t last, float* scratch);
     // n floats to bfloat16.
     void (*to_bf16)(const float* x, uint16_t* out, size_t n);
+    // One output's weights of a span [n], n at most kSpan, to the nearest of Q4T's: a scale, steps and nibbles.
+    uint16_t (*round_span)(const float* weights, size_t n, uint8_t* steps, uint8_t* nibbles);
     // out = e^((x - peak) / temperature).
     void (*exponentials)(const float* x, size_t n, float peak, float temperature, float* out);
 };
@@ -49,12 +61,15 @@ constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit
 
 inline size_t attention_scratch(int n_heads, int n_kv_heads, int head_dim) {
     const size_t width = padded_to(head_dim, 16), queries = size_t(kQueryBlock) * (n_heads / n_kv_heads);
-    return 2 * kKeyTile * width + queries * (2 * width + 2) + kKeyTile;
+    return 2 * kKeyTile * width + queries * (2 * width + 2) + 2 * kKeyTile;
 }
 
 extern const Kernels kPortable;
 #ifdef CIERZO_X86
-extern const Kernels kAvx2;
+extern const Kernels kAvx2, kAvx512;
+#ifdef CIERZO_AMX
+extern const Kernels kAmx;
+#endif
 #endif
 
 }  // namespace cierzo

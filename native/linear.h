@@ -1,4 +1,4 @@
-// Packed matrices times int8 activations.
+// Group-scaled packed matrices (Q4, Q4M, Q8) times int8 activations.
 //
 // Of every group of 32 inputs the products are summed exactly in integers, and the groups then added in ascending order
 // with one rounding each, f = fma(float(sum) x activation scale, weight scale, f); so a row's result is the same bits
@@ -25,24 +25,22 @@ inline F32x16 accumulate(F32x16 y, I32x16 sum, F32x16 scale, F32x16 minimum, flo
     return y;
 }
 
-// R rows at a time; a line of weights is unpacked once for all of them.
+// R rows of a product's, from `row` on, with one panel; a line of weights is unpacked once for all of them.
 template <class F, int R>
-inline void panel_rows(const uint8_t* tile, const Activations& a, size_t row, float* out, size_t stride) {
-    const int8_t* x[R];
-    const float* scales[R];
-    const int32_t* sums[R];
+inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float* out) {
+    const Activations& a = p.rows;
+    const size_t step = a.height(row) * kTile;
+    const int8_t* x = a.at(row, p.first_tile);
+    const float* scales = a.scales + row * a.spans;
+    const int32_t* sums = a.sums + row * a.groups;
+    const uint8_t* tile = panel + p.first_tile * F::tile_bytes;
     F32x16 y[R];
-    for (int r = 0; r < R; ++r) {
-        x[r] = a.values + (row + r) * a.inputs;
-        scales[r] = a.scales + (row + r) * a.groups;
-        sums[r] = a.sums + (row + r) * a.groups;
-        y[r] = broadcast(0);
-    }
-    for (size_t g = 0; g < a.groups; g += 2, tile += F::tile_bytes) {
+    for (int r = 0; r < R; ++r) y[r] = p.first_tile ? load(out + r * kPanel) : broadcast(0);
+    for (size_t t = p.first_tile; t < p.last_tile; ++t, tile += F::tile_bytes, x += step) {
         const uint8_t* lines = tile + F::header;
         for (size_t at = 0; R == 1 && at < F::header; at += 64) prefetch(tile + kPrefetch + at);
         for (int half = 0; half < 2; ++half) {
-            const size_t group = g + half;
+            const size_t group = 2 * t + half;
             using Sum = std::conditional_t<F::nibbles, NibbleSum, ByteSum>;
             Sum acc[R];
 #pragma GCC unroll 8
@@ -52,24 +50,40 @@ inline void panel_rows(const uint8_t* tile, const Activations& a, size_t row, fl
                 Bytes64 w = load_line(line);
                 if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; ++r) acc[r].add(w, x[r] + group * kGroup + 4 * l);
+                for (int r = 0; r < R; ++r) acc[r].add(w, x + r * kTile + half * kGroup + 4 * l);
             }
             const F32x16 scale = load_f16(scales_of(tile, half));
             const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile, 2 + half)) : broadcast(0);
 #pragma GCC unroll 4
-            for (int r = 0; r < R; ++r)
-                y[r] = accumulate<F>(y[r], acc[r].total(), scale, minimum, scales[r][group], sums[r][group]);
+            for (int r = 0; r < R; ++r) {
+                const I32x16 sum = acc[r].total(sums[r * a.groups + group]);
+                y[r] = accumulate<F>(y[r], sum, scale, minimum, scales[r * a.spans + group], sums[r * a.groups + group]);
+            }
         }
     }
-    for (int r = 0; r < R; ++r) store(out + (row + r) * stride, y[r]);
+    for (int r = 0; r < R; ++r) store(out + r * kPanel, y[r]);
+}
+
+// rows<R>(panel, row, out) for all rows of a product; groups of four do not leave their row tile.
+template <class Rows>
+inline void each_row_group(const Product& p, float* out, Rows rows) {
+    for (int i = 0; i < p.n_panels; ++i) {
+        size_t n = 0;
+        const auto next = [&](auto count) {
+            rows(count, p.panels[i], p.first_row + n, out + (i * p.n_rows + n) * kPanel);
+            n += count;
+        };
+        while (n + 4 <= p.n_rows) next(std::integral_constant<int, 4>{});
+        while (n + 2 <= p.n_rows) next(std::integral_constant<int, 2>{});
+        if (n < p.n_rows) next(std::integral_constant<int, 1>{});
+    }
 }
 
 template <class F>
-void panel(const uint8_t* data, const Activations& a, size_t n_rows, float* out, size_t stride) {
-    size_t row = 0;
-    for (; row + 4 <= n_rows; row += 4) panel_rows<F, 4>(data, a, row, out, stride);
-    for (; row + 2 <= n_rows; row += 2) panel_rows<F, 2>(data, a, row, out, stride);
-    for (; row < n_rows; ++row) panel_rows<F, 1>(data, a, row, out, stride);
+void multiply(const Product& p, float* out) {
+    each_row_group(p, out, [&](auto count, const uint8_t* panel, size_t row, float* to) {
+        group_rows<F, decltype(count)::value>(p, panel, row, to);
+    });
 }
 
 template <class F>

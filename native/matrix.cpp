@@ -16,7 +16,7 @@ Matrix::Matrix(uintptr_t memory, size_t bytes, int kind, size_t n_outputs, size_
         throw std::invalid_argument("a packed matrix needs between 1 and 2^31 outputs and inputs");
     panels = padded_to(outputs, kPanel) / kPanel;
     tiles = padded_to(inputs, kTile) / kTile;
-    const size_t needed = panels * tiles * tile_bytes(format);
+    const size_t needed = panels * panel_bytes(format, tiles);
     if (bytes != needed)
         throw std::invalid_argument("a packed matrix of " + std::to_string(outputs) + " x " + std::to_string(inputs) +
                                     " takes " + std::to_string(needed) + " bytes, not " + std::to_string(bytes));

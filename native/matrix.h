@@ -15,7 +15,7 @@ struct Matrix {
     Format format;
     size_t outputs, inputs, panels, tiles;
 
-    const uint8_t* panel(size_t number) const { return data + number * tiles * tile_bytes(format); }
+    const uint8_t* panel(size_t number) const { return data + number * panel_bytes(format, tiles); }
 };
 
 }  // namespace cierzo

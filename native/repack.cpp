@@ -72,7 +72,7 @@ void read_group(const uint8_t* row, size_t number, Group& group) {
 template <Blocks kind>
 bool write_tile(const uint8_t* rows, size_t stride, size_t n_rows, size_t number, size_t n_groups, uint8_t* tile) {
     constexpr Format format = format_of(kind);
-    constexpr size_t header = tile_header(format);
+    constexpr size_t header = kind == Blocks::q8_0 ? Q8::header : kind == Blocks::q4_0 ? Q4::header : Q4M::header;
     bool all_finite = true;
     for (size_t o = 0; o < kPanel; ++o) {
         Group pair[2] = {};  // scale 0 for what fills up the panel and the tile
@@ -99,7 +99,7 @@ bool write_tile(const uint8_t* rows, size_t stride, size_t n_rows, size_t number
 
 template <Blocks kind>
 bool repack_all(const uint8_t* raw, size_t bytes, const Matrix& shape, uint8_t* out) {
-    constexpr size_t per_block = block_groups(kind) * kGroup, width = tile_bytes(format_of(kind));
+    constexpr size_t per_block = block_groups(kind) * kGroup, width = panel_bytes(format_of(kind), 1);
     const size_t stride = shape.inputs / per_block * block_bytes(kind);
     if (format_of(kind) != shape.format || shape.inputs % per_block || bytes != shape.outputs * stride)
         throw std::invalid_argument("the blocks do not fit the matrix");

@@ -1,5 +1,6 @@
 // Work on single rows: norm, activations to int8, SwiGLU, conversions.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -47,24 +48,33 @@ inline void norm(const float* x, const float* weight, float eps, size_t n, float
         store_some(out + i, mul(mul(load_some(x + i, n - i), load_some(weight + i, n - i)), by), n - i);
 }
 
-constexpr float kSmallest = 1e-30f;  // below, a group is 0: 127 / peak would not be finite
+constexpr float kSmallest = 1e-30f;  // below, a span is 0: 127 / peak would not be finite
 
-// A group with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
-inline void quantize(const float* x, size_t n, size_t padded, int8_t* values, float* scales, int32_t* sums) {
-    for (size_t g = 0; g * kGroup < padded; ++g) {
-        const size_t at = g * kGroup, left = at < n ? n - at : 0;
-        const F32x16 a = load_some(x + at, left), b = load_some(x + at + 16, left > 16 ? left - 16 : 0);
-        const F32x16 minus = broadcast(-1.0f);  // x - x is 0, but NaN where x is not finite
-        const bool finite = sum(add(fma(a, minus, a), fma(b, minus, b))) == 0;
-        const float largest_value = largest(max(absolute(a), absolute(b)));
-        const float peak = finite && largest_value > kSmallest ? largest_value : 0;
+// A span with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
+inline void quantize(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,
+                     int32_t* sums) {
+    const F32x16 minus = broadcast(-1.0f);
+    for (size_t start = 0; start < padded; start += span) {
+        const size_t end = std::min(start + span, padded);
+        const auto part = [&](size_t i) { return load_some(x + i, i < n ? n - i : 0); };
+        F32x16 top = broadcast(0), odd = broadcast(0);
+        for (size_t i = start; i < end; i += 16) {
+            const F32x16 v = part(i);
+            top = max(top, absolute(v));
+            odd = add(odd, fma(v, minus, v));  // x - x is 0, but NaN where x is not finite
+        }
+        const bool finite = sum(odd) == 0;
+        const float largest_value = largest(top), peak = finite && largest_value > kSmallest ? largest_value : 0;
         const F32x16 inverse = broadcast(peak > 0 ? 127.0f / peak : 0);
-        store_int8(values + at, round_to_int(mul(finite ? a : minus, inverse)));
-        store_int8(values + at + 16, round_to_int(mul(finite ? b : minus, inverse)));
-        scales[g] = finite ? peak / 127.0f : std::numeric_limits<float>::quiet_NaN();
-        int32_t total = 0;
-        for (size_t i = 0; i < kGroup; ++i) total += values[at + i];
-        sums[g] = total;
+        for (size_t i = start; i < end; i += 16)
+            store_int8(values + i / kTile * stride + i % kTile, round_to_int(mul(finite ? part(i) : minus, inverse)));
+        scales[start / span] = finite ? peak / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        for (size_t group = start; group < end; group += kGroup) {
+            const int8_t* of_group = values + group / kTile * stride + group % kTile;
+            int32_t total = 0;
+            for (size_t i = 0; i < kGroup; ++i) total += of_group[i];
+            sums[group / kGroup] = total;
+        }
     }
 }
 

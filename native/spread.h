@@ -8,19 +8,27 @@
 
 namespace cierzo {
 
-// Calls body(item) for every item, on whichever thread is free; items are taken in runs, for the memory's sake.
+// Calls body(first, last) for runs of items that together are all of them, on whichever thread is free; runs, for the
+// memory's sake.
 template <class F>
-void spread(size_t items, F body) {
+void spread_runs(size_t items, F body) {
     if (items <= 1) {  // waking the others would take longer
-        if (items) body(0);
+        if (items) body(size_t(0), items);
         return;
     }
     const std::shared_ptr<Pool> pool = Pool::get();
     const size_t run = std::max<size_t>(1, items / (size_t(pool->size()) * 8));
     std::atomic<size_t> next{0};
     pool->run([&] {
-        for (size_t first; (first = next.fetch_add(run)) < items;)
-            for (size_t item = first; item < std::min(first + run, items); ++item) body(item);
+        for (size_t first; (first = next.fetch_add(run)) < items;) body(first, std::min(first + run, items));
+    });
+}
+
+// Calls body(item) for every item.
+template <class F>
+void spread(size_t items, F body) {
+    spread_runs(items, [&](size_t first, size_t last) {
+        for (size_t item = first; item < last; ++item) body(item);
     });
 }
 

@@ -13,7 +13,7 @@ from cpu_report import Result, summary, table
 from make_gguf import TYPES, make_gguf
 
 SMALL = ModelConfig(
-    dim=64, n_layers=2, head_dim=16, hidden_dim=96, n_heads=4, n_kv_heads=2, vocab_size=32_064, max_seq_len=128,
+    dim=256, n_layers=2, head_dim=64, hidden_dim=512, n_heads=4, n_kv_heads=2, vocab_size=32_064, max_seq_len=128,
     sliding_window=32,
 )  # fmt: skip
 
@@ -30,8 +30,9 @@ def test_a_random_gguf_file_is_a_model_that_answers(tmp_path: Path, layers_type:
     assert len(answer.token_ids) == 3
 
 
-def test_random_matrices_keep_activations_near_one(tmp_path: Path) -> None:
-    make_gguf(tmp_path / "small.gguf", SMALL, "small", TYPES["q4_0"])
+@pytest.mark.parametrize("layers_type", TYPES)
+def test_random_matrices_keep_activations_near_one(tmp_path: Path, layers_type: str) -> None:
+    make_gguf(tmp_path / "small.gguf", SMALL, "small", TYPES[layers_type])
     for name, weight in load_model(tmp_path / "small.gguf").state_dict().items():
         if weight.dim() == 2:
             assert 0.9 < weight.std() * weight.shape[1] ** 0.5 < 1.2, name
@@ -39,8 +40,8 @@ def test_random_matrices_keep_activations_near_one(tmp_path: Path) -> None:
 
 def test_a_token_reads_the_output_but_not_the_embedding(tmp_path: Path) -> None:
     make_gguf(tmp_path / "small.gguf", SMALL, "small", TYPES["q4_0"])
-    of_layer = 64 * (64 + 32 + 32 + 64 + 3 * 96) * 18 // 32 + 2 * 64 * 4
-    assert weight_bytes(tmp_path / "small.gguf") == 2 * of_layer + 32_064 * 64 * 34 // 32 + 64 * 4
+    of_layer = 256 * (256 + 128 + 128 + 256 + 3 * 512) * 18 // 32 + 2 * 256 * 4
+    assert weight_bytes(tmp_path / "small.gguf") == 2 * of_layer + 32_064 * 256 * 34 // 32 + 256 * 4
 
 
 def sample(setting: dict[str, Any], decode: float) -> dict[str, Any]:
@@ -64,11 +65,15 @@ def test_the_table_tells_shares_ratios_and_what_is_missing() -> None:
         "transformers": Result([{"setting": {}, "measured": {"first_token_s": 3.0}, "error": "not done in 5 s"}]),
         "openvino": Result([{"setting": {}, "error": "no such python"}]),
     }
-    found = summary(results, {"sum": 20.0}, 1_000_000_000)
+    results["cierzo"].samples[0]["measured"]["prompt"] = 25.0
+    limits = {"read": {"sum": 20.0}, "matrix": {"int8": 100.0}}
+    found = summary(results, limits, 1_000_000_000, 1_000_000_000)
     names = ("prompt", "decode", "streams", "stream_prompt", "threads")
     text = "\n".join(table(found | dict.fromkeys(names, 1) | {"model": "m", "weight_bytes": 1_000_000_000}))
     assert "60%" in text
     assert "1.50 x" in text
     assert "{} not done in 5 s" in text
     assert "not measured: no such python" in text
-    assert summary(results, {"sum": 10.0}, 1_000_000_000)["read_gb_per_s"] == 12.0
+    assert "50%" in text  # 25 tokens a second of 1e9 weights are 50 of 100 GOP/s
+    limits["read"] = {"sum": 10.0}
+    assert summary(results, limits, 1_000_000_000, 1)["read_gb_per_s"] == 12.0

@@ -1,9 +1,14 @@
-"""Cierzo, measured through its public face. See worker.py."""
+"""Cierzo, measured through its public face. See worker.py.
+
+A setting may name a `model` of its own: a packed folder of the shape that the rivals' file has.
+"""
 
 import os
 import platform
 import time
+from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 from worker import Job, run
 
@@ -18,14 +23,32 @@ class Cierzo:
         import cierzo
 
         torch.set_num_threads(job.threads)
-        self._llm = cierzo.LLM(job.model, max_seq_len=job.longest + job.streams, cache_tokens=2 * job.most_tokens)
+        model = job.setting.get("model", job.model)
+        self._llm = cierzo.LLM(model, max_seq_len=job.longest + job.streams, cache_tokens=2 * job.most_tokens)
         self.versions = {
             "cierzo": cierzo.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "numpy": version("numpy"),
         }
-        self.flags = {"CIERZO_ISA": os.environ.get("CIERZO_ISA", "")}
+        self.flags: dict[str, Any] = {
+            "isa": cierzo.machine().isa,
+            "threads": cierzo.machine().threads,
+            "CIERZO_ISA": os.environ.get("CIERZO_ISA", ""),
+            "formats": self._formats(),
+        }
+        self.flags["weight_bytes"] = sum(self.flags["formats"].values())
+
+    def _formats(self) -> dict[str, int]:
+        """Bytes of the matrices that a token reads, by format."""
+        found: Counter[str] = Counter()
+        model = self._llm._engine.model
+        for name, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if weight is not None and (name != "tok_embeddings" or model.output is None):
+                size = weight.data.nbytes
+                found[weight.format.name if hasattr(weight, "format") else str(weight.dtype)] += size
+        return dict(found)
 
     def generate(self, prompts: list[list[int]], steps: int) -> tuple[float, float]:
         from cierzo import SamplingParams

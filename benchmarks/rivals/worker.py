@@ -35,13 +35,15 @@ class Job:
     streams: int
     stream_prompt: int
     threads: int
+    deep: int
+    """Tokens of a very long prompt, 0 for none."""
     began: float
     setting: dict[str, Any]
 
     @property
     def longest(self) -> int:
         """Tokens of one sequence at most."""
-        return max(self.prompt, SHORT + self.decode, self.stream_prompt + self.decode) + 1
+        return max(self.prompt, SHORT + self.decode, self.stream_prompt + self.decode, self.deep + self.decode) + 1
 
     @property
     def most_tokens(self) -> int:
@@ -91,6 +93,10 @@ def run(make_engine: Callable[[Job], Engine]) -> None:
         tell("first_token_s", time.time() - job.began, "peak_mib")
     tell("decode", repeated(lambda: job.decode / engine.generate(prompts(1, SHORT), job.decode)[1]), "peak_mib")
     tell("prompt", repeated(lambda: job.prompt / engine.generate(prompts(1, job.prompt), 0)[0]), "peak_mib")
+    if job.deep:
+        first, rest = engine.generate(prompts(1, job.deep), job.decode)
+        tell("deep_prompt", job.deep / first, "deep_peak_mib")
+        tell("deep_decode", job.decode / rest, "deep_peak_mib")
     many = prompts(job.streams, job.stream_prompt)
     rate = repeated(lambda: job.streams * job.decode / engine.generate(many, job.decode)[1])
     tell("streams", rate, "streams_peak_mib")

@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../codes.h"
+
 namespace cierzo::CIERZO_TARGET {
 
 struct F32x16 {
     __m256 lo, hi;
 };
+constexpr int kWide = 2;  // of them, twice, fit the registers beside what they are multiplied with
 struct I32x16 {
     __m256i lo, hi;
 };
@@ -43,6 +46,9 @@ inline I32x16 add(I32x16 a, int32_t b) {
     const __m256i wide = _mm256_set1_epi32(b);
     return {_mm256_add_epi32(a.lo, wide), _mm256_add_epi32(a.hi, wide)};
 }
+inline I32x16 add(I32x16 a, I32x16 b) {
+    return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
 // 2^n for -126 <= n <= 127.
 inline F32x16 power_of_two(I32x16 n) {
     const I32x16 biased = add(n, 127);
@@ -62,6 +68,38 @@ inline float largest(F32x16 a) {
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+inline void transpose_eight(__m256 (&r)[8]) {
+    __m256 t[8], u[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
+            u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xEE);
+        }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+// Lane j of rows[i] to lane i of rows[j].
+inline void transpose(F32x16 (&rows)[16]) {
+    __m256 quarter[4][8];
+    for (int i = 0; i < 8; ++i) {
+        quarter[0][i] = rows[i].lo;
+        quarter[1][i] = rows[i].hi;
+        quarter[2][i] = rows[8 + i].lo;
+        quarter[3][i] = rows[8 + i].hi;
+    }
+    for (auto& eight : quarter) transpose_eight(eight);
+    for (int i = 0; i < 8; ++i) {
+        rows[i] = {quarter[0][i], quarter[2][i]};
+        rows[8 + i] = {quarter[1][i], quarter[3][i]};
+    }
 }
 
 inline __m256 bf16_to_float(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
@@ -116,7 +154,7 @@ struct NibbleSum {
         lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(weights.lo, a));
         hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(weights.hi, a));
     }
-    I32x16 total() const {
+    I32x16 total(int32_t) const {
         const __m256i one = _mm256_set1_epi16(1);
         return {_mm256_madd_epi16(lo, one), _mm256_madd_epi16(hi, one)};
     }
@@ -132,6 +170,49 @@ struct ByteSum {
         };
         lo = _mm256_add_epi32(lo, pairs(weights.lo));
         hi = _mm256_add_epi32(hi, pairs(weights.hi));
+    }
+    I32x16 total(int32_t) const { return {lo, hi}; }
+};
+
+// Codes of Q4T, made unsigned, for nibbles.
+inline Bytes64 codes_of(Bytes64 nibbles) {
+    alignas(32) static constexpr auto table = code_bytes<32>();
+    const __m256i codes = _mm256_load_si256(reinterpret_cast<const __m256i*>(table.data()));
+    return {_mm256_shuffle_epi8(codes, nibbles.lo), _mm256_shuffle_epi8(codes, nibbles.hi)};
+}
+// A group's steps, each twice in 16 bits, as vpmaddwd multiplies.
+struct Steps {
+    __m256i lo, hi;
+};
+inline Steps load_steps(const uint8_t* numbers, int half) {
+    alignas(16) static constexpr auto table = step_bytes<16>();
+    __m128i n = _mm_loadu_si128(reinterpret_cast<const __m128i*>(numbers));
+    n = _mm_and_si128(half ? _mm_srli_epi16(n, 4) : n, _mm_set1_epi8(15));
+    const __m128i steps = _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(table.data())), n);
+    const auto twice = [](__m128i eight) {
+        const __m256i wide = _mm256_cvtepi8_epi32(eight);
+        return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xAA);
+    };
+    return {twice(steps), twice(_mm_srli_si128(steps, 8))};
+}
+// Exact sums of step x code x activation. Four lines of products of unsigned codes (at most 24) fit 16 bits (4 x 2 x 24 x
+// 127); what the codes' offset added is taken off by the group's sum, half of it in each of the two steps of a lane.
+struct StepSum {
+    __m256i lo = _mm256_setzero_si256(), hi = _mm256_setzero_si256(), part_lo, part_hi;
+    void begin(const Steps& steps, int32_t sum) {
+        const __m256i less = _mm256_set1_epi16(static_cast<int16_t>(sum * (-Q4T::code_offset / 2)));
+        lo = _mm256_add_epi32(lo, _mm256_madd_epi16(less, steps.lo));
+        hi = _mm256_add_epi32(hi, _mm256_madd_epi16(less, steps.hi));
+    }
+    void add(int line, Bytes64 codes, const int8_t* four, const Steps& steps) {
+        const __m256i a = broadcast_four(four);
+        const __m256i x = _mm256_maddubs_epi16(codes.lo, a), y = _mm256_maddubs_epi16(codes.hi, a);
+        part_lo = line % 4 ? _mm256_add_epi16(part_lo, x) : x;
+        part_hi = line % 4 ? _mm256_add_epi16(part_hi, y) : y;
+        if (line % 4 == 3) {
+            lo = _mm256_add_epi32(lo, _mm256_madd_epi16(part_lo, steps.lo));
+            hi = _mm256_add_epi32(hi, _mm256_madd_epi16(part_hi, steps.hi));
+        }
     }
     I32x16 total() const { return {lo, hi}; }
 };

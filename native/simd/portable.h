@@ -3,7 +3,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
+#include "../format.h"
 #include "../half.h"
 
 namespace cierzo::CIERZO_TARGET {
@@ -11,6 +13,7 @@ namespace cierzo::CIERZO_TARGET {
 struct F32x16 {
     float lane[16];
 };
+constexpr int kWide = 2;  // of them, twice, fit the registers beside what they are multiplied with
 struct I32x16 {
     int32_t lane[16];
 };
@@ -70,6 +73,10 @@ inline I32x16 add(I32x16 a, int32_t b) {
     for (int32_t& x : a.lane) x += b;
     return a;
 }
+inline I32x16 add(I32x16 a, I32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+}
 // 2^n for -126 <= n <= 127.
 inline F32x16 power_of_two(I32x16 n) {
     return each([&](int i) {
@@ -90,6 +97,12 @@ inline float largest(F32x16 a) {
     for (int step = 8; step > 0; step /= 2)
         for (int i = 0; i < step; ++i) a.lane[i] = a.lane[i] > a.lane[i + step] ? a.lane[i] : a.lane[i + step];
     return a.lane[0];
+}
+
+// Lane j of rows[i] to lane i of rows[j].
+inline void transpose(F32x16 (&rows)[16]) {
+    for (int i = 0; i < 16; ++i)
+        for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
 }
 
 inline F32x16 load_bf16(const uint16_t* p) {
@@ -137,7 +150,7 @@ struct NibbleSum {
         for (int o = 0; o < 16; ++o)
             for (int j = 0; j < 4; ++j) total_.lane[o] += weights.byte[4 * o + j] * four[j];
     }
-    I32x16 total() const { return total_; }
+    I32x16 total(int32_t) const { return total_; }
 };
 // Exact sums of int8 weights times int8 activations.
 struct ByteSum {
@@ -145,6 +158,31 @@ struct ByteSum {
     void add(Bytes64 weights, const int8_t* four) {
         for (int o = 0; o < 16; ++o)
             for (int j = 0; j < 4; ++j) total_.lane[o] += static_cast<int8_t>(weights.byte[4 * o + j]) * four[j];
+    }
+    I32x16 total(int32_t) const { return total_; }
+};
+
+// Codes of Q4T, made unsigned, for nibbles.
+inline Bytes64 codes_of(Bytes64 nibbles) {
+    for (uint8_t& b : nibbles.byte) b = static_cast<uint8_t>(Q4T::codes[b] + Q4T::code_offset);
+    return nibbles;
+}
+// A group's steps.
+using Steps = I32x16;
+inline Steps load_steps(const uint8_t* numbers, int half) {
+    Steps steps;
+    for (int o = 0; o < 16; ++o) steps.lane[o] = Q4T::steps[half ? numbers[o] >> 4 : numbers[o] & 15];
+    return steps;
+}
+// Exact sums of step x code x activation.
+struct StepSum {
+    I32x16 total_{};
+    void begin(const Steps& steps, int32_t sum) {
+        for (int o = 0; o < 16; ++o) total_.lane[o] -= steps.lane[o] * Q4T::code_offset * sum;
+    }
+    void add(int, Bytes64 codes, const int8_t* four, const Steps& steps) {
+        for (int o = 0; o < 16; ++o)
+            for (int j = 0; j < 4; ++j) total_.lane[o] += steps.lane[o] * (codes.byte[4 * o + j] * four[j]);
     }
     I32x16 total() const { return total_; }
 };

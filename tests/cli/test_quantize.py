@@ -27,11 +27,11 @@ def original(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [[], ["--format", "q8"]])
+@pytest.mark.parametrize("options", [[], ["--format", "q4"], ["--format", "q8"]])
 def test_a_packed_model_answers(original: Path, options: list[str]) -> None:
     result = CliRunner().invoke(app, ["quantize", str(original), *options])
     assert result.exit_code == 0, result.output
-    out = original.with_name(f"tiny-instruct-{(options or ['q4'])[-1]}")
+    out = original.with_name(f"tiny-instruct-{(options or ['q4t'])[-1]}")
     assert f"wrote {out}" in result.stderr
     assert result.stdout == ""
     answer = LLM(out).chat([{"role": "user", "content": "Hello"}], SamplingParams(max_tokens=4, ignore_eos=True))

@@ -1,5 +1,7 @@
 """Matrices in few bits: the layout is the one that is written down, and rounding is to the nearest."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cierzo.ops import GGML_GRIDS, Format, PackedMatrix, from_blocks, machine, pack, packed_shape, quantize
-from cierzo.ops.packed import GROUP
+from cierzo.ops.coded import CODES, GROUP, SPAN, STEPS
 
-FORMATS = st.sampled_from(list(Format))
+GRIDS = [Format.Q4, Format.Q4M, Format.Q8]
+FORMATS = st.sampled_from(GRIDS)
+needs_kernels = pytest.mark.skipif(machine().kernels is None, reason="no native kernels in this installation")
 
 
 def random_grid(format: Format, outputs: int, inputs: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -36,7 +40,7 @@ def test_packing_and_unpacking_lose_nothing(format: Format, outputs: int, inputs
     assert torch.equal(packed.unpacked(), plain_values(format, values, sides))
 
 
-@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("format", GRIDS)
 def test_the_layout_is_the_documented_one(format: Format) -> None:
     """Byte for byte, by native/format.h's words."""
     values, sides = random_grid(format, 20, 130)
@@ -67,9 +71,77 @@ def test_quantising_rounds_to_the_nearest(format: Format, steps: int) -> None:
     assert not error[3].any()
 
 
+def coded_grid(packed: PackedMatrix, output: int, column: int) -> tuple[float, int, int]:
+    """Scale, step and nibble of one weight of Q4T, by native/format.h's words."""
+    tiles = -(-packed.inputs // 64)
+    panel, lane = packed.data[output // 16], output % 16
+    scales = 32 * -(-tiles * 64 // SPAN)
+    scale = panel[32 * (column // SPAN) + 2 * lane :][:2].view(torch.float16)
+    steps = int(panel[scales + column // 64 * 16 + lane])
+    header = -(-(scales + tiles * 16) // 64) * 64
+    byte = int(panel[header + column // 64 * 512 + column % 32 // 4 * 64 + 4 * lane + column % 4])
+    high = column % 64 >= 32
+    return float(scale), STEPS[steps >> 4 if high else steps & 15], byte >> 4 if high else byte & 15
+
+
+@needs_kernels
+@pytest.mark.parametrize(("outputs", "inputs"), [(40, 576), (5, 33), (17, 1536), (1, 700)])
+def test_q4t_rounds_to_the_nearest_of_its_grid(outputs: int, inputs: int) -> None:
+    weights = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(inputs)) * 0.02
+    weights[outputs // 2] = 0
+    packed = quantize(weights, Format.Q4T)
+    restored = packed.unpacked()
+    codes = torch.tensor(CODES)
+    for output in {0, outputs // 2, outputs - 1}:
+        for column in {0, 31, 32, inputs // 2, inputs - 1}:
+            scale, step, nibble = coded_grid(packed, output, column)
+            assert restored[output, column] == scale * step * CODES[nibble]
+            distances = (codes * step * scale - weights[output, column]).abs()
+            assert distances[nibble] <= distances.min() * 1.0001
+    assert not restored[outputs // 2].any() or outputs == 1
+
+
+def searched_error(weights: torch.Tensor) -> float:
+    """The least squared error of one span [n] over the scales that are tried first and all steps, by brute force."""
+    groups = torch.nn.functional.pad(weights, (0, -len(weights) % GROUP)).view(-1, 1, GROUP, 1).double()
+    grid = torch.tensor(STEPS).view(-1, 1, 1) * torch.tensor(CODES).double()  # [steps, 1, codes]
+    errors = []
+    for part in (1.08, 1.0, 0.94, 0.88, 0.82, 0.75):
+        scale = (weights.abs().max() * part / 120).half().double()
+        errors.append((groups - grid * scale).square().amin(-1).sum(-1).amin(-1).sum().item())
+    return min(errors)
+
+
+@needs_kernels
+@pytest.mark.parametrize("heavy_tails", [False, True])
+def test_q4t_finds_scales_and_steps_as_good_as_a_search_of_all(heavy_tails: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(64, 300, generator=generator)
+    if heavy_tails:
+        weights = weights / torch.rand(64, 300, generator=generator).clamp(min=0.05)
+    found = (quantize(weights, Format.Q4T).unpacked() - weights).square().sum().item()
+    best = sum(searched_error(part) for row in weights for part in row.split(SPAN))
+    assert found <= best * 1.001
+
+
+@needs_kernels
+def test_q4t_refuses_what_float16_cannot_scale_and_keeps_tiny_weights() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(torch.full((3, 70), 1e8), Format.Q4T)
+    tiny = quantize(torch.full((3, 70), 1e-12), Format.Q4T).unpacked()
+    assert (tiny == 0).all()
+
+
+@needs_kernels
+def test_both_sides_know_the_same_span() -> None:
+    kernels = machine().kernels
+    assert kernels is not None
+    assert kernels.SPAN == SPAN
+
+
 def test_bits_a_weight() -> None:
-    bits = {f: 8 * f.tile_bytes / 1024 for f in Format}
-    assert bits == {Format.Q4: 4.5, Format.Q4M: 5, Format.Q8: 8.5}
+    bits = {f: 8 * math.prod(packed_shape(f, 4096, 4096)) / 4096**2 for f in Format}
+    assert bits == {Format.Q4: 4.5, Format.Q4M: 5, Format.Q8: 8.5, Format.Q4T: 4.1875}
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -86,7 +158,7 @@ def test_what_does_not_fit_is_refused() -> None:
         PackedMatrix(Format.Q4, 17, 64, torch.zeros(packed_shape(Format.Q4, 16, 64), dtype=torch.uint8))
 
 
-@pytest.mark.skipif(machine().kernels is None, reason="no native kernels in this installation")
+@needs_kernels
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 256), (37, 512), (64, 768)])
 @pytest.mark.parametrize("kind", GGML_GRIDS)
 def test_ggufs_blocks_are_taken_over(kind: int, outputs: int, inputs: int) -> None:

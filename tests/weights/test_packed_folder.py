@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig, MoeConfig
@@ -35,13 +36,15 @@ def original(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("format", [Format.Q4, Format.Q8])
+@pytest.mark.parametrize("format", [Format.Q4T, Format.Q4, Format.Q8])
 def test_a_packed_model_reads_back(
     tmp_path: Path, original: Path, weights: dict[str, torch.Tensor], format: Format
 ) -> None:
     out = tmp_path / "packed"
     reports: list[tuple[int, int]] = []
-    quantize_model(original, out, bits=format.bits, progress=lambda done, total: reports.append((done, total)))
+    quantize_model(
+        original, out, format=format.name.lower(), progress=lambda done, total: reports.append((done, total))
+    )
     assert reports[-1] == (CONFIG.n_params, CONFIG.n_params)
     assert sorted(f.name for f in out.iterdir()) == [FILE, "params.json", "tokenizer.model.v3"]
     assert [f for f in tmp_path.iterdir() if f.name.startswith(".")] == []
@@ -141,9 +144,22 @@ def test_a_matrix_in_floats_is_refused(tmp_path: Path, original: Path, weights: 
         load_model(out, packed=True)
 
 
-def test_a_gguf_file_and_odd_bits_are_refused(tmp_path: Path, original: Path) -> None:
-    with pytest.raises(CierzoError, match="in 4 or 8 bits, not in 3"):
-        quantize_model(original, tmp_path / "out", bits=3)
+def test_formats_that_cannot_be_together_are_refused(tmp_path: Path, original: Path) -> None:
+    """Q4T's activations are rounded by longer spans, so a layer has it in all of its matrices or in none."""
+    for format in ("q4t", "q8"):
+        quantize_model(original, tmp_path / format, format=format)
+    tensors = [load_file(tmp_path / format / FILE) for format in ("q4t", "q8")]
+    with safe_open(tmp_path / "q8" / FILE, framework="pt") as file:
+        metadata = file.metadata()
+    name = "layers.1.attention.wk.weight"
+    save_file(tensors[1] | {name: tensors[0][name]}, tmp_path / "q8" / FILE, metadata=metadata)
+    with pytest.raises(WeightsError, match="Q4T beside other formats: quantise the model again"):
+        load_model(tmp_path / "q8", packed=True)
+
+
+def test_a_gguf_file_and_unknown_formats_are_refused(tmp_path: Path, original: Path) -> None:
+    with pytest.raises(CierzoError, match="packed in q4t, q4, q8, not in 'q3'"):
+        quantize_model(original, tmp_path / "out", format="q3")
     folder = tmp_path / "gguf"
     folder.mkdir()
     write_gguf(folder / "model.gguf", replace(CONFIG, sliding_window=None), random_weights(CONFIG))

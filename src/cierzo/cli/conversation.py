@@ -51,6 +51,9 @@ class ChatModel(Protocol):
     @property
     def tokenizer(self) -> ChatTokenizer: ...
 
+    @property
+    def card(self) -> object: ...
+
     def stream_chat(self, messages: list[Message], params: SamplingParams) -> Iterator[Delta]: ...
 
 

@@ -21,6 +21,7 @@ def doctor() -> None:
         "processor": _processor(),
         "native kernels": native,
         "instruction set": f"{found.isa} ({found.reason})",
+        "not here": "; ".join(f"{name}: {why}" for name, why in found.refused.items()) or "-",
         "threads": f"{found.threads} of {os.cpu_count()} (CIERZO_THREADS changes it)",
         "memory": f"{pages / 2**30:.1f} GiB",
         "pytorch": f"{torch.__version__}, CUDA {'available' if torch.cuda.is_available() else 'not available'}",

@@ -13,18 +13,17 @@ from cierzo.errors import CierzoError
 class Format(StrEnum):
     """What weights can be rounded to."""
 
+    q4t = "q4t"
     q4 = "q4"
     q8 = "q8"
-
-    @property
-    def bits(self) -> int:
-        return int(self[1:])
 
 
 def quantize(
     model: Annotated[Path, typer.Argument(help="A folder: consolidated or Hugging Face.")],
-    out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-q4 or -q8 when left out.")] = None,
-    format: Annotated[Format, typer.Option(help="4 bits, or 8.")] = Format.q4,
+    out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-FORMAT when left out.")] = None,
+    format: Annotated[
+        Format, typer.Option(help="4 bits from a table (4.2 with scales), 4 bits as GGUF's Q4_0 (4.5), or 8 bits.")
+    ] = Format.q4t,
 ) -> None:
     """Pack a model into few bits, rounded to nearest; `cierzo chat OUT` then runs it."""
     from cierzo.progress import progress_bar
@@ -36,6 +35,6 @@ def quantize(
         )
     target = out or model.resolve().parent / f"{model.resolve().name}-{format}"
     with progress_bar(f"packing {model.resolve().name}", unit="weights") as report:
-        quantize_model(model, target, bits=format.bits, progress=report)
+        quantize_model(model, target, format=format, progress=report)
     size = sum(file.stat().st_size for file in target.iterdir())
     print(f"wrote {target}: {size / 1e9:.2f} GB", file=sys.stderr)

@@ -107,16 +107,23 @@ class Scheduler:
             insort(self.running, self.waiting.pop(0), key=_rank)
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether all known tokens of a waiting sequence find room, and a block for each one that runs."""
+        """Whether a waiting sequence's known tokens find room beside what those that run still need.
+
+        That is the rest of their known tokens, and a block for each one's answer.
+        """
         names = self._known_names(sequence)
-        spare = len(self.running)
-        for blocks, window, pool in zip(sequence.blocks, self.windows, self.pools, strict=True):
-            need = blocks_bound(window, len(sequence.ids), self.chunk_size, self.block_size)
+        for group, (blocks, pool) in enumerate(zip(sequence.blocks, self.pools, strict=True)):
             found = (pool.find(name) for name in names[blocks.oldest(len(names) * self.block_size) :])
-            need -= sum(block is not None and pool.held(block) for block in found)
-            if need + spare > pool.free:
+            shared = sum(block is not None and pool.held(block) for block in found)
+            promised = sum(self._to_come(other, group) + 1 for other in self.running)
+            if self._to_come(sequence, group) - shared + promised > pool.free:
                 return False
         return True
+
+    def _to_come(self, sequence: Sequence, group: int) -> int:
+        """Blocks that a sequence's known tokens need at most and that it does not hold."""
+        need = blocks_bound(self.windows[group], len(sequence.ids), self.chunk_size, self.block_size)
+        return max(0, need - len(sequence.blocks[group].blocks))
 
     def _known_names(self, sequence: Sequence) -> list[bytes]:
         """Names of the blocks at the sequence's beginning that need not be computed."""

@@ -19,6 +19,8 @@ class Machine:
     threads: int
     reason: str
     """Why this instruction set."""
+    refused: dict[str, str]
+    """Instruction sets that are built in and cannot run here, with why."""
 
 
 @cache
@@ -30,7 +32,7 @@ def machine() -> Machine:
     """
     wanted, threads = os.environ.get("CIERZO_ISA", ""), _threads()
     if wanted == "reference":
-        return Machine(None, "reference", threads, "CIERZO_ISA names it")
+        return Machine(None, "reference", threads, "CIERZO_ISA names it", {})
     try:
         from cierzo.ops import _native
     except ImportError as error:
@@ -42,8 +44,11 @@ def machine() -> Machine:
             f"no native kernels ({error}): PyTorch computes everything, slowly; install Cierzo with a C++ compiler",
             stacklevel=2,
         )
-        return Machine(None, "reference", threads, f"no native kernels: {error}")
-    names: list[str] = _native.available()
+        return Machine(None, "reference", threads, f"no native kernels: {error}", {})
+    refused = {name: why for name, why in _native.candidates() if why}
+    names = [name for name, why in _native.candidates() if not why]
+    if wanted in refused:
+        raise CierzoError(f"CIERZO_ISA={wanted} cannot run here: {refused[wanted]}; {', '.join(names)}, reference can")
     if wanted and wanted not in names:
         raise CierzoError(
             f"CIERZO_ISA={wanted} is not available: this machine and build run {', '.join(names)}, reference"
@@ -55,7 +60,7 @@ def machine() -> Machine:
     except RuntimeError as error:
         raise CierzoError(f"{error}: set CIERZO_THREADS to fewer") from error
     reason = "CIERZO_ISA names it" if wanted else f"the best of {', '.join(names)} that this machine has"
-    return Machine(_native, _native.isa(), threads, reason)
+    return Machine(_native, _native.isa(), threads, reason, refused)
 
 
 def _threads() -> int:

@@ -1,8 +1,8 @@
 """Matrices in few bits: how values become nibbles or bytes with scales, and back.
 
-Every format has one float16 scale (and, with a minimum, one float16 minimum) for 32 inputs of an output. They are kept
-in the layout that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
-GGUF's Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss.
+Q4, Q4M and Q8 have one float16 scale (and, with a minimum, one float16 minimum) for 32 inputs of an output: GGUF's
+Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss. Q4T is our own (`coded`). All are kept in the
+layout that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
 """
 
 import math
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cierzo.errors import CierzoError
+from cierzo.ops import coded
+from cierzo.ops.coded import GROUP, PANEL, TILE
 from cierzo.ops.machine import machine
-
-PANEL, TILE, GROUP = 16, 64, 32
 
 _ROWS_AT_ONCE = 4096  # of a matrix while it is packed, so that what is in between stays small; whole panels
 
@@ -31,6 +31,8 @@ class Format(IntEnum):
     """scale x nibble + minimum: 5 bits."""
     Q8 = 2
     """scale x int8: 8.5 bits."""
+    Q4T = 3
+    """scale x step x code: 4.19 bits."""
 
     @property
     def bits(self) -> int:
@@ -49,8 +51,8 @@ class Format(IntEnum):
 class PackedMatrix:
     """A matrix [outputs, inputs] in a `Format`, on the CPU.
 
-    `data` [panels, tiles, tile_bytes], uint8, may be mapped memory; it is copied if it is not 64-byte aligned. Raises
-    ValueError for another shape.
+    `data`, uint8 of `packed_shape`, may be mapped memory; it is copied if it is not 64-byte aligned. Raises ValueError
+    for another shape.
     """
 
     def __init__(self, format: Format, outputs: int, inputs: int, data: Tensor) -> None:
@@ -78,7 +80,9 @@ class PackedMatrix:
 
     def rows(self, chosen: Tensor) -> Tensor:
         """Float32 values [n, inputs] of the chosen outputs [n]."""
-        panels = self.data[chosen // PANEL]  # [n, tiles, tile_bytes]
+        panels = self.data[chosen // PANEL]  # [n, tiles, tile_bytes], of Q4T [n, panel_bytes]
+        if self.format is Format.Q4T:
+            return coded.rows(panels, chosen % PANEL, -(-self.inputs // TILE))[:, : self.inputs]
         n, tiles, _ = panels.shape
         output = (chosen % PANEL).view(n, 1, 1, 1)
 
@@ -111,8 +115,10 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, int, int]:
-    return (-(-outputs // PANEL), -(-inputs // TILE), format.tile_bytes)
+def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, ...]:
+    """[panels, tiles, tile_bytes]; of Q4T [panels, panel_bytes]."""
+    panels, tiles = -(-outputs // PANEL), -(-inputs // TILE)
+    return (panels, coded.panel_bytes(tiles)) if format is Format.Q4T else (panels, tiles, format.tile_bytes)
 
 
 def aligned_empty(shape: tuple[int, ...]) -> Tensor:
@@ -147,10 +153,9 @@ _NOT_FINITE = "a scale or a minimum is not finite: it does not fit float16, or t
 def pack(format: Format, values: Tensor, scales: Tensor, minima: Tensor | None = None) -> PackedMatrix:
     """Integers [outputs, inputs] (nibbles 0..15 as uint8, or int8) with float16 scales [outputs, groups].
 
-    Raises ValueError when shapes do not fit, or scales or minima are not finite.
+    Not for `Q4T`. Raises ValueError when shapes do not fit, or scales or minima are not finite.
     """
     outputs, inputs = values.shape
-    panels, tiles, width = packed_shape(format, outputs, inputs)
     sides = [side.half() for side in ([scales] if minima is None else [scales, minima])]
     if (minima is None) == (format is Format.Q4M) or any(s.shape != (outputs, -(-inputs // GROUP)) for s in sides):
         raise ValueError(
@@ -160,7 +165,7 @@ def pack(format: Format, values: Tensor, scales: Tensor, minima: Tensor | None =
         raise ValueError(_NOT_FINITE)
     if format is not Format.Q8 and values.numel() and values.max() > 15:
         raise ValueError("a nibble is from 0 to 15")
-    data = aligned_empty((panels, tiles, width))
+    data = aligned_empty(packed_shape(format, outputs, inputs))
     step = _ROWS_AT_ONCE
     for start in range(0, outputs, step):
         part = [side[start : start + step] for side in sides]
@@ -190,10 +195,14 @@ def quantize(weights: Tensor, format: Format) -> PackedMatrix:
     """Weights [outputs, inputs], rounded to the nearest value of the format's grids.
 
     For `Q4` each group's scale is the best of some around (largest value) / 8 by squared error; `Q8` takes the largest
-    value / 127. Raises ValueError for `Q4M`, which only holds grids that came with a file.
+    value / 127; `Q4T` tries scales for a span, and for each the steps of its groups, and needs the native kernels.
+    Raises ValueError for `Q4M`, which only holds grids that came with a file, and for weights that float16 scales
+    cannot hold.
     """
     if format is Format.Q4M:
-        raise ValueError("Q4M holds the grids of files; quantise to Q4 or Q8")
+        raise ValueError("Q4M holds the grids of files; quantise to Q4, Q4T or Q8")
+    if format is Format.Q4T:
+        return _coded(weights)
     outputs, inputs = weights.shape
     values = torch.empty(outputs, inputs, dtype=torch.uint8 if format is Format.Q4 else torch.int8)
     scales = torch.empty(outputs, -(-inputs // GROUP), dtype=torch.float16)
@@ -203,6 +212,16 @@ def quantize(weights: Tensor, format: Format) -> PackedMatrix:
         rounded, scale = _nibbles(groups) if format is Format.Q4 else _bytes(groups)
         values[rows], scales[rows] = rounded.flatten(1)[:, :inputs], scale
     return pack(format, values, scales)
+
+
+def _coded(weights: Tensor) -> PackedMatrix:
+    outputs, inputs = weights.shape
+    packed = PackedMatrix(Format.Q4T, outputs, inputs, aligned_empty(packed_shape(Format.Q4T, outputs, inputs)))
+    for start in range(0, outputs, _ROWS_AT_ONCE):
+        part = weights[start : start + _ROWS_AT_ONCE].float().contiguous()
+        if not _kernels().pack(part.data_ptr(), len(part), start, packed.native):
+            raise ValueError(_NOT_FINITE)
+    return packed
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Our own format: a folder with `packed.safetensors`, matrices in few bits as the kernels read them.
 
 The file is an ordinary safetensors file, so that any tool can list it. Its metadata hold the configuration, as JSON,
-and the shapes; a packed matrix is a uint8 tensor [panels, tiles, tile_bytes] whose last width tells its format, and
-everything else is float32. Packed matrices lie at multiples of 64 bytes, so kernels read the mapped file, which
-processes share. The model's tokenizer and templates are copied beside it.
+and the shapes; a packed matrix is a uint8 tensor [panels, tiles, tile_bytes] whose last width tells its format, or in
+Q4T [panels, panel_bytes]; everything else is float32. Packed matrices lie at multiples of 64 bytes, so kernels read the
+mapped file, which processes share. The model's tokenizer and templates are copied beside it.
 """
 
 import json
@@ -37,10 +37,12 @@ from cierzo.weights.source import (
 )
 
 FILE = "packed.safetensors"
+FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
 
 _VERSION = "1"
-_BY_WIDTH = {format.tile_bytes: format for format in Format}
-_EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
+_BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, Format.Q8)}
+EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
+"""Matrices that are always in 8 bits."""
 _COPIED = (
     "params.json", "config.json", "generation_config.json", "tokenizer*.json", "tokenizer.model*", "tekken*.json",
     "special_tokens_map.json", "chat_template*", "*.md", "LICENSE*",
@@ -61,6 +63,13 @@ class PackedFolder:
         self.config = _config(file, metadata)
         self._tensors = read_safetensors(file, floats=False)
         self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
+        coded = {
+            _format(self._tensors[name]) is Format.Q4T
+            for name, shape in self.shapes.items()
+            if is_matrix(name, shape) and name not in EMBEDDINGS
+        }
+        if len(coded) > 1:
+            raise WeightsError(f"{file}: Q4T beside other formats: quantise the model again")
 
     def file(self, name: str) -> Path:
         return self.path / FILE
@@ -72,7 +81,9 @@ class PackedFolder:
     def packed(self, name: str) -> PackedMatrix:
         stored = self._tensors[name]
         outputs, inputs = self.shapes[name]
-        return PackedMatrix(_BY_WIDTH[stored.shape[2]], outputs, inputs, stored)
+        format = _format(stored)
+        assert format is not None  # `_shape` has seen it
+        return PackedMatrix(format, outputs, inputs, stored)
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the metadata declare, which must be what is stored."""
@@ -80,7 +91,7 @@ class PackedFolder:
         if stored is None:
             raise WeightsError(f"{self.path / FILE}: no tensor {name!r}: quantise the model again")
         packed = is_matrix(name, shape)
-        format = _BY_WIDTH.get(stored.shape[-1]) if packed and stored.ndim == 3 else None
+        format = _format(stored) if packed else None
         expected = packed_shape(format, *shape) if format is not None else () if packed else shape
         if tuple(stored.shape) != expected or stored.dtype != (torch.uint8 if packed else torch.float32):
             raise WeightsError(
@@ -88,6 +99,10 @@ class PackedFolder:
                 "quantise the model again"
             )
         return shape
+
+
+def _format(stored: Tensor) -> Format | None:
+    return Format.Q4T if stored.ndim == 2 else _BY_WIDTH.get(stored.shape[-1]) if stored.ndim == 3 else None
 
 
 def _metadata(file: Path) -> dict[str, str]:
@@ -142,19 +157,19 @@ def _shapes(file: Path, metadata: Mapping[str, str]) -> dict[str, tuple[int, ...
 
 
 def quantize_model(
-    model: Path, out: Path, *, bits: int = 4, progress: Callable[[int, int], None] | None = None
+    model: Path, out: Path, *, format: str = "q4t", progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Write the model at `model` (consolidated or Hugging Face) as a packed folder `out`, tensor by tensor.
 
-    Matrices are rounded to nearest in 4 or 8 `bits`, embeddings and output always in 8; norms and routers stay
-    float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
+    Matrices are rounded to the nearest in `format` (q4t, q4 or q8), embeddings and output always in q8; norms and
+    routers stay float32. `out` appears only when it is whole. `progress` hears (weights done, weights in all).
 
     Raises:
         CierzoError: `out` exists, or cannot be written.
         WeightsError: as `open_source` does; also for a model in few bits, which is run as it is.
     """
-    if bits not in (4, 8):
-        raise CierzoError(f"weights can be packed in 4 or 8 bits, not in {bits}")
+    if format not in FORMATS:
+        raise CierzoError(f"weights can be packed in {', '.join(FORMATS)}, not in {format!r}")
     if out.exists():
         raise CierzoError(f"{out} exists: name another folder, or remove it")
     if gguf_file(model) is not None:
@@ -172,7 +187,7 @@ def quantize_model(
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.", ignore_cleanup_errors=True) as folder:
             _copy_tokenizer(model, Path(folder))
             with Path(folder, FILE).open("wb") as file:
-                _write(file, source, shapes, Format.Q8 if bits == 8 else Format.Q4, progress)
+                _write(file, source, shapes, FORMATS[format], progress)
             os.chmod(folder, 0o755)
             os.rename(folder, out)
     except OSError as error:
@@ -199,8 +214,8 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     matrices = [name for name, shape in shapes.items() if is_matrix(name, shape)]
-    formats = {name: Format.Q8 if name in _EMBEDDINGS else format for name in matrices}
-    file.write(_header(source.config, shapes, formats))
+    formats = {name: Format.Q8 if name in EMBEDDINGS else format for name in matrices}
+    file.write(header(source.config, shapes, formats))
     done, total = 0, source.config.n_params
     # Packed ones first: their lengths are multiples of 64 bytes, so each begins at one.
     for name in [*matrices, *(name for name in shapes if name not in formats)]:
@@ -221,15 +236,15 @@ def _quantized(source: WeightSource, name: str, tensor: Tensor, format: Format) 
         raise WeightsError(f"{source.path}: tensor {name!r}: {error}") from error
 
 
-def _header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
+def header(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], formats: Mapping[str, Format]) -> bytes:
     """The length and the JSON that a safetensors file begins with, filled up so that data begin at a multiple of 64."""
 
     def entries() -> Iterator[tuple[str, dict[str, Any]]]:
         at = 0
         for name, format in formats.items():
-            panels, tiles, width = packed_shape(format, *shapes[name])
-            at, start = at + panels * tiles * width, at
-            yield name, {"dtype": "U8", "shape": [panels, tiles, width], "data_offsets": [start, at]}
+            stored = packed_shape(format, *shapes[name])
+            at, start = at + math.prod(stored), at
+            yield name, {"dtype": "U8", "shape": stored, "data_offsets": [start, at]}
         for name, shape in shapes.items():
             if name not in formats:
                 at, start = at + 4 * math.prod(shape), at

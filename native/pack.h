@@ -1,0 +1,14 @@
+// Float weights into Q4T, rounded to the nearest.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "matrix.h"
+
+namespace cierzo {
+
+// Outputs [first, first + n_rows) of a matrix like `shape`, float32 [n_rows, inputs], into its memory `out`; whole panels, but
+// for the last. Returns false when a scale does not fit float16. Throws std::invalid_argument when the rows do not fit.
+bool pack(const float* weights, size_t n_rows, size_t first, const Matrix& shape, uint8_t* out);
+
+}  // namespace cierzo

@@ -1,0 +1,190 @@
+// Every instruction set that this machine has against plain C++, bit for bit, over random shapes.
+//
+//   cmake -S tests/native -B build/sets && cmake --build build/sets && build/sets/sets [cases] [seed]
+//
+// Exit status 0 and a last line "same bits" when nothing differs. Needs no Python, so that an emulator can run it for sets that
+// a machine lacks (docs/log.md tells how).
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "half.h"
+#include "isa.h"
+
+using namespace cierzo;
+
+namespace {
+
+std::mt19937 random_bits;
+
+int between(int low, int high) { return low + static_cast<int>(random_bits() % unsigned(high - low + 1)); }
+
+std::vector<float> floats(size_t n, float size = 1) {
+    std::normal_distribution<float> normal(0, size);
+    std::vector<float> out(n);
+    for (float& x : out) x = normal(random_bits);
+    return out;
+}
+
+// Runs `run(kernels, results)` on every set and compares the bytes with those of the last set, portable.
+template <class T, class Run>
+bool same(const std::string& what, size_t size, Run run) {
+    std::vector<std::vector<T>> results;
+    std::vector<const char*> names;
+    for (const Candidate& candidate : candidates()) {
+        if (!candidate.against.empty()) continue;
+        results.emplace_back(size);
+        names.push_back(candidate.table->name);
+        run(*candidate.table, results.back().data());
+    }
+    bool all = true;
+    for (size_t i = 0; i + 1 < results.size(); ++i) {
+        size_t differing = 0;
+        for (size_t j = 0; j < size; ++j) differing += std::memcmp(&results[i][j], &results.back()[j], sizeof(T)) != 0;
+        if (differing) std::printf("%s: %s differs in %zu of %zu\n", what.c_str(), names[i], differing, size);
+        all &= !differing;
+    }
+    return all;
+}
+
+struct Rows {  // what an operation makes of float rows
+    std::vector<int8_t> values;
+    std::vector<float> scales;
+    std::vector<int32_t> sums;
+    Activations view;
+
+    Rows(const std::vector<float>& x, size_t n, size_t inputs, size_t span)
+        : values(), scales(), sums(), view{nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
+        view.groups = view.inputs / kGroup;
+        view.spans = (view.inputs + span - 1) / span;
+        values.resize(n * view.inputs + kRowTile * kTile);
+        scales.resize(n * view.spans);
+        sums.resize(n * view.groups);
+        view = {values.data(), scales.data(), sums.data(), n, view.inputs, view.groups, view.spans};
+        for (size_t row = 0; row < n; ++row)
+            kPortable.quantize(x.data() + row * inputs, inputs, view.inputs, span, values.data() + view.offset(row, 0),
+                               view.height(row) * kTile, scales.data() + row * view.spans, sums.data() + row * view.groups);
+    }
+};
+
+uint16_t* random_scales(uint8_t* at, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        const uint16_t half = float_to_half(0.001f * static_cast<float>(between(1, 1000)));
+        std::memcpy(at + 2 * i, &half, 2);
+    }
+    return reinterpret_cast<uint16_t*>(at);
+}
+
+// Two panels of random bytes with finite scales.
+std::vector<uint8_t> random_panels(Format format, size_t tiles) {
+    const size_t size = panel_bytes(format, tiles);
+    std::vector<uint8_t> memory(2 * size);
+    for (uint8_t& byte : memory) byte = static_cast<uint8_t>(random_bits());
+    const size_t tile = size / tiles, scales = format == Format::q4m ? 64 : 32;
+    for (int panel = 0; panel < 2; ++panel)
+        if (format == Format::q4t)
+            random_scales(memory.data() + panel * size, spans_of(tiles) * kPanel);
+        else
+            for (size_t t = 0; t < tiles; ++t) random_scales(memory.data() + panel * size + t * tile, scales);
+    return memory;
+}
+
+bool products(Format format) {
+    const size_t inputs = between(1, 4) == 1 ? between(1, 4000) : between(1, 1100), n = between(1, 4) == 1 ? between(97, 280) : between(1, 96);
+    const Rows rows(floats(n * inputs, 2), n, inputs, span_of(format));
+    const size_t tiles = rows.view.inputs / kTile, unit = 8 * kSpanTiles;
+    const size_t cut = tiles > unit && between(0, 1) ? unit : tiles;  // in two parts, or in one
+    const int panels = between(1, 2);
+    const std::vector<uint8_t> memory = random_panels(format, tiles);
+    const std::string what = "format " + std::to_string(int(format)) + ", " + std::to_string(n) + " rows of " +
+                             std::to_string(inputs) + ", " + std::to_string(panels) + " panels";
+    bool all = same<float>(what, panels * n * kPanel, [&](const Kernels& kernels, float* out) {
+        for (size_t first = 0; first < tiles; first += cut) {
+            const Product p{{memory.data(), memory.data() + panel_bytes(format, tiles)}, panels, rows.view, 0, n, first,
+                            std::min(first + cut, tiles)};
+            kernels.multiply[int(format)](p, out);
+        }
+    });
+    return all & same<float>("unpacked " + what, tiles * kTile, [&](const Kernels& kernels, float* out) {
+        kernels.unpack[int(format)](memory.data(), int(n % kPanel), tiles, out);
+    });
+}
+
+bool rows() {
+    const size_t n = between(1, 700), padded = padded_to(n, kTile), wide = padded_to(n, 16);
+    const std::vector<float> x = floats(wide, std::exp(static_cast<float>(between(-20, 20)))), y = floats(wide);
+    bool all = same<float>("norm of " + std::to_string(n), n, [&](const Kernels& kernels, float* out) {
+        kernels.norm(x.data(), y.data(), 1e-5f, n, out);
+    });
+    all &= same<float>("swiglu of " + std::to_string(n), wide, [&](const Kernels& kernels, float* out) {
+        kernels.swiglu(x.data(), y.data(), out, wide);
+    });
+    all &= same<uint16_t>("bfloat16 of " + std::to_string(n), n, [&](const Kernels& kernels, uint16_t* out) {
+        kernels.to_bf16(x.data(), out, n);
+    });
+    for (const size_t span : {kGroup, kSpan}) {
+        const std::string what = "int8 of " + std::to_string(n) + " by " + std::to_string(span);
+        all &= same<float>(what, 2 * padded, [&](const Kernels& kernels, float* out) {
+            std::vector<int8_t> values(3 * padded);
+            std::vector<int32_t> sums(padded);
+            kernels.quantize(x.data(), n, padded, span, values.data(), 3 * kTile, out, sums.data());
+            for (size_t i = 0; i < padded / kGroup; ++i) out[padded / 2 + i] = static_cast<float>(sums[i]);
+            for (size_t i = 0; i < padded; ++i) out[padded + i] = values[i / kTile * 3 * kTile + i % kTile];
+        });
+    }
+    const size_t span = between(1, kSpan);
+    return all & same<uint8_t>("rounding of " + std::to_string(span), 2 + kSpan / kGroup + kSpan, [&](const Kernels& kernels, uint8_t* out) {
+        const std::vector<float> w(y.size() >= span ? y : std::vector<float>(span, 0.5f));
+        const uint16_t scale = kernels.round_span(w.data(), span, out + 2, out + 2 + kSpan / kGroup);
+        std::memcpy(out, &scale, 2);
+    });
+}
+
+bool attention() {
+    const int kv_heads = between(1, 3), heads = kv_heads * between(1, 4), dim = 2 * between(1, 70), block = between(1, 20);
+    const int64_t n = between(1, 40), position = between(0, 300), window = between(0, 1) ? between(1, 200) : 0;
+    const int64_t blocks = (position + n + block - 1) / block;
+    const size_t cells = size_t(blocks) * block * kv_heads * dim;
+    const std::vector<float> q = floats(size_t(n) * heads * dim, 2), k = floats(cells), v = floats(cells);
+    std::vector<uint16_t> k16(cells), v16(cells);
+    kPortable.to_bf16(k.data(), k16.data(), cells);
+    kPortable.to_bf16(v.data(), v16.data(), cells);
+    std::vector<int32_t> table;
+    for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));
+    bool all = true;
+    for (const bool bf16 : {false, true}) {
+        const std::string what = "attention, " + std::to_string(n) + " rows at " + std::to_string(position);
+        all &= same<float>(what, q.size(), [&](const Kernels& kernels, float* out) {
+            const Attention job{q.data(), out, bf16 ? (const void*)k16.data() : k.data(), bf16 ? (const void*)v16.data() : v.data(),
+                                bf16 ? CacheType::bfloat16 : CacheType::float32, heads, kv_heads, dim, window, block, 0,
+                                table.data(), 0, n, position};
+            std::vector<float> scratch(attention_scratch(heads, kv_heads, dim));
+            for (int head = 0; head < kv_heads; ++head)
+                for (int64_t row = 0; row < n; row += kQueryBlock)
+                    kernels.attend(job, head, row, std::min<int64_t>(row + kQueryBlock, n), scratch.data());
+        });
+    }
+    return all;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    const int cases = count > 1 ? std::atoi(words[1]) : 60;
+    random_bits.seed(count > 2 ? std::atoi(words[2]) : 1);
+    for (const Candidate& candidate : candidates())
+        std::printf("%s: %s\n", candidate.table->name, candidate.against.empty() ? "compared" : candidate.against.c_str());
+    int wrong = 0;
+    for (int i = 0; i < cases; ++i) {
+        for (int format = 0; format < kFormats; ++format) wrong += !products(static_cast<Format>(format));
+        wrong += !rows();
+        wrong += !attention();
+        if (i % 10 == 9) std::printf("%d of %d\n", i + 1, cases), std::fflush(stdout);
+    }
+    std::printf(wrong ? "%d comparisons differ\n" : "same bits\n", wrong);
+    return wrong != 0;
+}
