@@ -44,11 +44,6 @@ class ChatModel(Protocol):
     max_seq_len: int | None
 
     @property
-    def card(self) -> object:
-        """Says what it is."""
-        ...
-
-    @property
     def tokenizer(self) -> ChatTokenizer: ...
 
     @property

@@ -82,7 +82,7 @@ def check_length(llm: AsyncLLM, state: State, tokens: int, param: str, answer: i
         # OpenAI's words, by which clients know what is the matter.
         raise ApiError(
             400,
-            f"this model's maximum context length is {limit} tokens, and {tokens} of the prompt with an answer of {answer} "
+            f"this model's maximum context length is {limit} tokens; {tokens} of the prompt and {answer} of an answer "
             "pass it: shorten the prompt or lower max_tokens",
             param=param,
             code=code,
