@@ -55,7 +55,7 @@ def test_an_engine_that_cannot_go_on_says_so_to_all(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine.model, "hidden", lambda *_: 1 / 0)
     running, waiting = queue(engine, [1], PARAMS), queue(engine, [2], PARAMS)
     changed = engine.step()
-    assert running in changed
+    assert changed == [running, waiting]
     assert engine.failure is not None
     assert "ZeroDivisionError" in engine.failure
     assert (running.finish_reason, waiting.finish_reason) == ("error", "error")

@@ -192,7 +192,7 @@ class Engine:
         self._metrics.steps += 1
         self._metrics.step_time.add(seconds)
         self._metrics.step_tokens.add(tokens)
-        return [sequence for sequence, _ in plan if sequence.deltas]
+        return _changed(plan)
 
     def _forward(self, plan: Plan) -> tuple[Tensor, list[range], Tensor]:
         """The step's last hidden states [T, dim], wanted rows by sequence, and their scores [R, V]."""
@@ -312,8 +312,8 @@ class Engine:
                 part[0].end("error", _reason(own))
                 self._remove(part[0])
         if failed == len(plan) and not self._alive():
-            self.fail(_reason(error))
-        return [sequence for sequence, _ in plan if sequence.deltas]
+            return _changed(plan) + self.fail(_reason(error))
+        return _changed(plan)
 
     def _alive(self) -> bool:
         """Whether the model still computes anything: its first token, with the first block of a pool."""
@@ -328,12 +328,19 @@ class Engine:
             probe.release()
         return True
 
-    def fail(self, reason: str) -> None:
-        """End everything: the engine cannot go on."""
+    def fail(self, reason: str) -> list[Sequence]:
+        """End everything, since the engine cannot go on; returns those that it ended."""
         self.failure = f"the engine has stopped: {reason}"
-        for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
+        left = [*self.scheduler.running, *self.scheduler.waiting]
+        for sequence in left:
             sequence.end("error", self.failure)
             self._remove(sequence)
+        return left
+
+
+def _changed(plan: Plan) -> list[Sequence]:
+    """Those that a step told something. Whoever reads on another thread may have taken it already."""
+    return [sequence for sequence, _ in plan if sequence.deltas or sequence.finish_reason is not None]
 
 
 def _reason(error: Exception) -> str:

@@ -84,8 +84,7 @@ class EngineThread:
             try:
                 changed = engine.step()
             except Exception as error:  # a fault of ours, not of a request: nothing can be trusted any more
-                engine.fail(f"{type(error).__name__}: {error}")
-                changed = list(self._wakes)
+                changed = engine.fail(f"{type(error).__name__}: {error}")
             for sequence in changed:
                 self._tell(sequence)
 
