@@ -192,3 +192,4 @@ def test_health_answers_while_the_engine_works(tiny: Served) -> None:
     stop.set()
     looking.join()
     assert sorted(seconds)[len(seconds) // 2] < 0.1
+    assert min(seconds) < 0.03  # with TCP_NODELAY; each would take 40 ms more without

@@ -21,7 +21,7 @@ from cierzo import AsyncLLM, Models
 from cierzo.engine import Engine
 from cierzo.loading import Loaded
 from cierzo.serve import auth
-from cierzo.serve.run import DrainingServer
+from cierzo.serve.run import DrainingServer, bind
 from cierzo.serve.settings import Settings
 from cierzo.serve.state import State
 from cierzo.tokens.mistral import MistralTokenizer
@@ -45,7 +45,7 @@ class Served:
         models = Models({"tiny": None}, max_waiting=chosen.max_waiting)
         self.llm = AsyncLLM(Loaded("tiny", Path("tiny"), engine), max_waiting=chosen.max_waiting)
         models.entries["tiny"].llm, models.entries["tiny"].state = self.llm, "loaded"
-        self._bound = socket.create_server(("127.0.0.1", 0))
+        self._bound = bind(Settings(port=0))
         self._bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)  # who does not read is felt soon
         self.port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -34,7 +34,7 @@ def serve(settings: Settings) -> None:
             f"{VARIABLE}, or say --allow-public if everybody may use this server"
         )
     logs.set_up(settings.log_level)
-    bound = _bind(settings)
+    bound = bind(settings)
     try:
         asyncio.run(_run(settings, keys, bound))
     finally:
@@ -54,10 +54,15 @@ def load_options(settings: Settings) -> LoadOptions:
     )
 
 
-def _bind(settings: Settings) -> socket.socket:
-    """The address is taken before minutes of loading, and listened at after them."""
+def bind(settings: Settings) -> socket.socket:
+    """The address is taken before minutes of loading, and listened at after them.
+
+    Raises:
+        CierzoError: it is taken, or not this machine's.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family)
+    # Only to sockets that name their protocol does asyncio give TCP_NODELAY; without it small answers take 40 ms more.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((settings.host, settings.port))
