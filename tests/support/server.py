@@ -53,7 +53,8 @@ class Served:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(chosen, models, keys)))
         self._thread.start()
-        self._ready.wait(30)
+        assert self._ready.wait(30)
+        assert until(lambda: self.server.started, 30)  # only now it listens
 
     async def _run(self, settings: Settings, models: Models, keys: list[auth.Key]) -> None:
         self.state = State(settings, models, keys)
