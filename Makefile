@@ -5,10 +5,11 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install $(shell test -t 2 || echo --quiet) --disable-pip-version-check -c constraints.txt
 ARGS ?=
 
-.PHONY: help chat test heavy lint venv clean
+.PHONY: help chat serve test heavy lint venv clean
 
 help:
 	@echo 'make chat    talk with the default model; text on stdin is answered on stdout'
+	@echo 'make serve   serve the default model to OpenAI and Anthropic clients at port 8000'
 	@echo 'make test    run the tests'
 	@echo 'make heavy   run the tests that take minutes or gigabytes'
 	@echo 'make lint    check style, types and imports'
@@ -19,6 +20,9 @@ help:
 
 chat: .venv/.run
 	@$(BIN)/cierzo chat $(ARGS)
+
+serve: .venv/.serve
+	@$(BIN)/cierzo serve $(ARGS)
 
 test: .venv/.test
 	@$(BIN)/pytest -m 'not heavy' $(ARGS)
@@ -50,10 +54,15 @@ NATIVE := $(wildcard native/*.* native/simd/*.h)
 	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e . >&2
 	@touch $@
 
+.venv/.serve: .venv/.made pyproject.toml constraints.txt $(NATIVE)
+	@echo 'building Cierzo and installing it with its server into .venv (about two minutes)' >&2
+	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e '.[serve]' >&2
+	@touch .venv/.run $@
+
 .venv/.test: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it with the test tools into .venv' >&2
 	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e '.[test]' >&2
-	@touch .venv/.run $@
+	@touch .venv/.run .venv/.serve $@
 
 clean:
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -54,7 +54,7 @@ def test_a_model_comes_is_listed_and_goes(hub: Web, tmp_path: Path) -> None:
     )
     out, err = run("pull", "some/tiny", "--quantize", "q8")
     assert out == f"{tmp_path / 'home' / 'models' / 'some--tiny-q8'}\n"
-    assert "apache-2.0, packed into 8 bits on the way) into" in err
+    assert "apache-2.0, packed into q8 on the way) into" in err
     out, _ = run("ls")
     assert out.split()[:3] == ["some--tiny-q8", "5", "MB"]
     assert out.endswith("some/tiny@c0ffee00, apache-2.0\n")
@@ -89,7 +89,7 @@ def test_inspect_names_what_is_wrong(folder: Path) -> None:
 def test_fit_says_what_a_model_takes(folder: Path) -> None:
     out, _ = run("fit", str(folder), "--context", "32")
     assert "2 layers of 32" in out
-    assert "q4: weights" in out
+    assert "q4t: weights" in out
     assert "tokens/s" in out
     with pytest.raises(CierzoError, match="--context must be at least 1"):
         run("fit", str(folder), "--context", "0")

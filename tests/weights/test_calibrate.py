@@ -139,7 +139,7 @@ def test_a_calibrated_model_loses_less(name: str, tmp_path: Path) -> None:
     config = MODELS[name]
     original = write_consolidated(tmp_path / "m", config, random_weights(config))
     seen, unseen = texts(config, 24), texts(config, seed=1)
-    quantize_model(original, tmp_path / "plain")
+    quantize_model(original, tmp_path / "plain", format="q4")
     reports: list[tuple[int, int]] = []
     quantize_calibrated(original, tmp_path / "calibrated", seen, progress=lambda *report: reports.append(report))
     assert reports == sorted(reports)

@@ -316,7 +316,7 @@ def test_packing_while_fetching_gives_what_quantize_gives(
 
     monkeypatch.setattr(pack_stream, "_give_back", watched)
     path = resolve_model("web", progress=False)  # on demand, as it is large by the catalogue
-    assert path == home / "models" / "web-7b-q4"
+    assert path == home / "models" / "web-7b-q4t"
     assert most == 1  # no two shards at once
     assert sorted(f.name for f in path.iterdir()) == [
         "cierzo-origin.json", "config.json", "generation_config.json", "packed.safetensors", "tokenizer.model.v3"
@@ -326,7 +326,7 @@ def test_packing_while_fetching_gives_what_quantize_gives(
     for name in ("layers.0.attention.wq.weight", "layers.2.feed_forward.w2.weight", "output.weight"):
         matrix = model.get_submodule(name.removesuffix(".weight")).weight
         assert isinstance(matrix, PackedMatrix)
-        format = Format.Q8 if name == "output.weight" else Format.Q4
+        format = Format.Q8 if name == "output.weight" else Format.Q4T
         assert torch.equal(matrix.data, quantize(weights[name].bfloat16(), format).data)
     assert resolve_model("web", progress=False) == path
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cierzo.cli.bench import bench
 from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
 from cierzo.cli.export import export
@@ -16,6 +17,7 @@ from cierzo.cli.inspect import inspect
 from cierzo.cli.ls import ls, rm
 from cierzo.cli.pull import pull
 from cierzo.cli.quantize import quantize
+from cierzo.cli.serve import serve
 from cierzo.errors import CierzoError
 from cierzo.version import __version__
 
@@ -36,7 +38,9 @@ app.command()(inspect)
 app.command()(fit)
 app.command()(quantize)
 app.command()(export)
+app.command()(serve)
 app.command()(doctor)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -24,6 +24,9 @@ def chat(
     chat_template: opt.ChatTemplate = None,
     context: opt.Context = None,
     beyond_limit: opt.BeyondLimit = False,
+    url: Annotated[
+        str | None, typer.Option(help="Talk with a model of the server there (its key in CIERZO_API_KEY).")
+    ] = None,
 ) -> None:
     """Talk with a model. /help there lists the commands.
 
@@ -37,18 +40,26 @@ def chat(
     settings = opt.sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, max_tokens=max_tokens, stop=stop
     )
-    llm = opt.load_llm(
-        model,
-        dtype=dtype,
-        device=device,
-        chat_template=chat_template,
-        max_seq_len=context,
-        allow_beyond_limit=beyond_limit,
-    )
-    if llm.tokenizer.chat_refusal is not None:
-        raise CierzoError(f"{llm.name}: {llm.tokenizer.chat_refusal}")
+    from cierzo.cli.conversation import ChatModel, Conversation
 
-    from cierzo.cli.conversation import Conversation
+    llm: ChatModel
+    if url is not None:
+        from cierzo.cli.remote import RemoteLLM
+
+        if (dtype, device, chat_template, context, beyond_limit) != ("auto", "auto", None, None, False):
+            raise CierzoError("how a model is loaded is the server's to say: leave those options out with --url")
+        llm = RemoteLLM(url, model)
+    else:
+        llm = loaded = opt.load_llm(
+            model,
+            dtype=dtype,
+            device=device,
+            chat_template=chat_template,
+            max_seq_len=context,
+            allow_beyond_limit=beyond_limit,
+        )
+        if loaded.tokenizer.chat_refusal is not None:
+            raise CierzoError(f"{loaded.name}: {loaded.tokenizer.chat_refusal}")
 
     conversation = Conversation(llm, settings, system)
     if terminal:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from cierzo import Delta, FinishReason, Message, SamplingParams, Tokenizer
+from cierzo import Delta, FinishReason, Message, SamplingParams
 from cierzo.errors import CierzoError
 
 SETTINGS = (
@@ -29,12 +29,22 @@ SETTINGS = (
 FORMAT = "cierzo chat 1"
 
 
+class ChatTokenizer(Protocol):
+    """What a conversation needs to count tokens."""
+
+    def encode_chat(self, messages: list[Message], /) -> list[int]: ...
+
+    def encode(self, text: str, /) -> list[int]: ...
+
+
 class ChatModel(Protocol):
-    """What a conversation needs of `cierzo.LLM`."""
+    """What a conversation needs of `cierzo.LLM`, or of a server's model."""
 
     name: str
     max_seq_len: int | None
-    tokenizer: Tokenizer
+
+    @property
+    def tokenizer(self) -> ChatTokenizer: ...
 
     @property
     def card(self) -> object: ...
@@ -82,13 +92,15 @@ class Conversation:
             CierzoError: among others, a conversation longer than the model's limit.
         """
         question = _message("user", text)
-        answer, said, start = Answer(), "", time.perf_counter()
+        answer, said, begun, start = Answer(), "", False, time.perf_counter()
         self.last = answer
         try:
             for delta in self.llm.stream_chat([*self.messages, question], self.settings):
                 answer.seconds = time.perf_counter() - start
-                answer.first = answer.first if answer.tokens else answer.seconds
+                answer.first, begun = answer.first if begun else answer.seconds, True
                 answer.tokens += len(delta.token_ids)
+                if delta.usage is not None:
+                    answer.tokens = delta.usage.completion_tokens
                 answer.finish_reason = delta.finish_reason
                 said += delta.text
                 yield delta

@@ -1,0 +1,1 @@
+"""What requests and answers look like, in each of the languages that are spoken."""
