@@ -65,7 +65,10 @@ inline void tile_rows(const Product& p, const uint8_t* panel, const int8_t* weig
         }
     };
     const int8_t* x = a.at(row, first);
+    const bool fetch = row == p.first_row;  // the next chunk's weights, while the first rows pass this one
     for (size_t tile = first; tile < last; ++tile, x += a.height(row) * kTile, weights += 1024) {
+        for (size_t at = 0; fetch && at < F::tile_bytes; at += 64)
+            asm volatile("prefetcht1 (%0)" ::"r"(panel + (tile + kGroupChunk) * F::tile_bytes + at));
         zero_tile<0>();
         load_tile<4>(x);
         load_tile<6>(weights);
