@@ -3,7 +3,7 @@
     python benchmarks/bandwidth.py [--threads 2] [--gigabytes 1]
 
 Prints GB/s (1e9 bytes) of each way to stream through an array, and 1e9 operations a second of each way to multiply two
-matrices of 2048 x 2048, as one JSON line.
+matrices of 1024 x 1024, as one JSON line.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def read_bandwidth(threads: int, n_bytes: int) -> dict[str, float]:
         return {name: round(max(_rate(way, n_bytes) for _ in range(RUNS)), 2) for name, way in ways.items()}
 
 
-def matrix_peak(threads: int, size: int = 2048) -> dict[str, float]:
+def matrix_peak(threads: int, size: int = 1024) -> dict[str, float]:
     """Best 1e9 operations (a product and an addition are two) a second, by the numbers' type."""
     torch.set_num_threads(threads)
     found = {}

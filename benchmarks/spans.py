@@ -1,12 +1,12 @@
 """What rounding costs: perplexity by the span that activations share a scale over, and by the weights' format.
 
-    python benchmarks/spans.py [--model MODEL] [--text FILE] [--windows 6] [--tokens 512] [--no-speed]
+    python benchmarks/spans.py [--model MODEL] [--text FILE] [--windows 6] [--spans 128 256] [--no-speed]
 
 The model's weights as float32 are the truth (SmolLM2-135M when left out: so small a model suffers more than a 7B, so
 compare rows, not levels). Matrices of the layers are rounded, the output's are not. Perplexity is of `--windows` pieces
-of `--tokens` tokens, evenly from the text, each alone, and is given relative to float32's. With a C++ compiler and
-CMake the speed of Q4T's products with each span is measured too (benchmarks/rate.cpp, 256 rows, one thread). Prints
-tables and one JSON line.
+of `--tokens` tokens, evenly from the text, each alone, and is given in percent more than float32's, with its standard
+error. With a C++ compiler and CMake the speed of Q4T's products with each span is measured too (benchmarks/rate.cpp,
+256 rows, one thread). Prints tables and one JSON line.
 """
 
 import argparse
@@ -24,13 +24,14 @@ from torch import Tensor
 
 from cierzo.model import Transformer
 from cierzo.ops import Format, PackedContext, machine, packed_shape, quantize, reference
+from cierzo.ops.coded import SPAN
 from cierzo.tokens import load_tokenizer
 from cierzo.weights import load_model
 from cierzo.weights.load import is_matrix
 from cierzo.weights.pull import resolve_model
 
 ROOT = Path(__file__).parent.parent
-SPANS = (32, 64, 128, 192, 256, 512, 1 << 20)
+SPANS = (32, 64, 128, 192, 256, 512)
 KINDS = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
 
 
@@ -56,12 +57,16 @@ def rounding(model: Transformer, span: int, kinds: tuple[str, ...]) -> Iterator[
 
 
 @torch.inference_mode()
-def perplexity(model: Transformer, windows: Tensor) -> float:
-    total = 0.0
-    for window in windows:
-        scores = model(window, PackedContext([len(window)]))
-        total += torch.nn.functional.cross_entropy(scores[:-1], window[1:]).item()
-    return math.exp(total / len(windows))
+def losses(model: Transformer, windows: Tensor) -> Tensor:
+    """Of every token but the first of each window."""
+    return torch.cat(
+        [
+            torch.nn.functional.cross_entropy(
+                model(window, PackedContext([len(window)]))[:-1], window[1:], reduction="none"
+            )
+            for window in windows
+        ]
+    )
 
 
 @contextmanager
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=ROOT / "LICENSE")
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--spans", type=int, nargs="+", default=SPANS)
     parser.add_argument("--no-speed", action="store_true")
     options = parser.parse_args()
     path = resolve_model(options.model, progress=True)
@@ -115,34 +121,35 @@ def main() -> None:
     ids = torch.tensor(tokenizer.encode(options.text.read_text(encoding="utf-8")))
     starts = torch.linspace(0, max(0, len(ids) - options.tokens), options.windows).long().tolist()
     windows = torch.stack([ids[start : start + options.tokens] for start in starts])
-    truth = perplexity(model, windows)
-    print(f"{path.name}, {options.text.name}: float32 perplexity {truth:.3f}, {windows.numel()} tokens\n")
-    found: dict[str, Any] = {
-        "model": path.name,
-        "text": options.text.name,
-        "perplexity": truth,
-        "spans": {},
-        "formats": {},
-    }
+    truth = losses(model, windows)
+    perplexity = math.exp(truth.mean())
+    print(f"{path.name}, {options.text.name}: float32 perplexity {perplexity:.3f}, {windows.numel()} tokens\n")
+    found: dict[str, Any] = {"model": path.name, "text": options.text.name, "tokens": windows.numel()}
+    found |= {"perplexity": perplexity, "spans": {}, "formats": {}}
 
-    def relative(span: int | None = None, kinds: tuple[str, ...] = KINDS) -> float:
+    def more(span: int | None = None, kinds: tuple[str, ...] = KINDS) -> tuple[float, float]:
+        """Perplexity's growth, and its standard error, in percent."""
         with rounding(model, span or 1, kinds if span else ()):
-            return perplexity(model, windows) / truth
+            difference = losses(model, windows) - truth
+        error = difference.std() / len(difference) ** 0.5
+        return 100 * (math.exp(difference.mean()) - 1), 100 * error.item()
 
-    print(f"{'activations by':>16}{'all inputs':>14}{'w2 alone':>14}{'all but w2':>14}{'Q4T, 256 rows':>20}")
-    for span in SPANS:
-        row = [relative(span), relative(span, ("w2",)), relative(span, KINDS[:-1])]
+    def cell(value: tuple[float, float]) -> str:
+        return f"{value[0]:+.2f} +- {value[1]:.2f} %".rjust(20)
+
+    print(f"{'activations by':>16}{'all inputs':>20}{'w2 alone':>20}{'Q4T, 256 rows':>20}")
+    for span in options.spans:
+        row = [more(span), more(span, ("w2",))]
         rate = "-" if options.no_speed or not 64 <= span <= 512 else speed(span)
-        name = str(span) if span <= 512 else "row"
-        found["spans"][name] = {"perplexity": row, "rate": rate}
-        print(f"{name:>16}" + "".join(f"{x - 1:>+14.2%}" for x in row) + f"{rate:>20}", flush=True)
-    print(f"\n{'weights':>16}{'bits':>14}{'error':>14}{'float inputs':>14}{'int8 inputs':>14}")
-    for format, span in ((Format.Q4, 32), (Format.Q4T, 256), (Format.Q8, 32)):
+        found["spans"][span] = {"more": row, "rate": rate}
+        print(f"{span:>16}" + "".join(map(cell, row)) + f"{rate:>20}", flush=True)
+    print(f"\n{'weights':>16}{'bits':>14}{'error':>14}{'float inputs':>20}{'int8 inputs':>20}")
+    for format, span in ((Format.Q4, 32), (Format.Q4T, SPAN)):
         size = bits(format, model)
         with weights_as(model, format) as error:
-            row = [relative(), relative(span)]
-        found["formats"][format.name] = {"bits": size, "error": error, "perplexity": row}
-        print(f"{format.name:>16}{size:>14.3f}{error:>14.4f}" + "".join(f"{x - 1:>+14.2%}" for x in row), flush=True)
+            row = [more(), more(span)]
+        found["formats"][format.name] = {"bits": size, "error": error, "more": row}
+        print(f"{format.name:>16}{size:>14.3f}{error:>14.4f}" + "".join(map(cell, row)), flush=True)
     print(json.dumps(found))
 
 

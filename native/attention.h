@@ -2,8 +2,9 @@
 //
 // Keys are taken in tiles that start at multiples of 64 positions, and a tile, once loaded, serves every query head of
 // its group and up to 16 rows. What a query computes depends on its position alone: scores are sums over head_dim in
-// ascending order, each tile rescales the running sum once (online softmax, arXiv:1805.02867), and values are added in
-// ascending position; so decoding and prefill give the same bits.
+// ascending order, each tile rescales the running sum once (online softmax, arXiv:1805.02867), values are added in ascending
+// position, and chunks of 1024 positions one after the other, whoever has summed them up; so decoding and prefill give the
+// same bits, on any number of threads.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -116,29 +117,33 @@ inline void weigh(float* p, int low, int high, float& peak, float& total, float&
     total = total * keep + sum(add(add(load(p), load(p + 16)), add(load(p + 32), load(p + 48))));
 }
 
-inline void attend(const Attention& job, int head, int64_t first, int64_t last, float* scratch) {
-    const size_t dim = job.head_dim, width = padded_to(dim, 16);
+// Row of query i of a block of rows from `first` on, among those of the step: [T x n_heads].
+inline size_t query_row(const Attention& job, int head, int64_t first, size_t i) {
+    const size_t group = size_t(job.n_heads / job.n_kv_heads);
+    return (size_t(first) + i / group) * job.n_heads + size_t(head) * group + i % group;
+}
+
+inline void attend(const Attention& job, int head, int64_t first, int64_t last, int64_t chunk, float* scratch,
+                   AttentionPart part) {
+    const size_t dim = job.head_dim, width = part.width, queries = part.queries;
     const int group = job.n_heads / job.n_kv_heads;
-    const size_t queries = size_t(last - first) * group;
-    float* kt = scratch;                      // [width][64]
-    float* vt = kt + width * kKeyTile;        // [64][width]
-    float* q = vt + width * kKeyTile;         // [queries][width], scaled
-    float* o = q + queries * width;           // [queries][width]
-    float* peaks = o + queries * width;       // [queries]
-    float* totals = peaks + queries;          // [queries]
-    float* p = totals + queries;              // [2][64]
+    float* kt = scratch;                 // [width][64]
+    float* vt = kt + width * kKeyTile;   // [64][width]
+    float* q = vt + width * kKeyTile;    // [queries][width], scaled
+    float* p = q + queries * width;      // [2][64]
+    float *o = part.sums, *peaks = part.peaks, *totals = part.totals;
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    const auto row_of = [&](size_t i) { return (size_t(first) + i / group) * job.n_heads + size_t(head) * group + i % group; };
     const auto position_of = [&](size_t i) { return job.position + first - job.start + int64_t(i / group); };
     const auto oldest_of = [&](int64_t at) { return job.window ? std::max<int64_t>(0, at - job.window + 1) : 0; };
     for (size_t i = 0; i < queries; ++i) {
-        const float* source = job.q + row_of(i) * dim;
+        const float* source = job.q + query_row(job, head, first, i) * dim;
         for (size_t c = 0; c < width; ++c) q[i * width + c] = c < dim ? source[c] * scale : 0;
         for (size_t c = 0; c < width; ++c) o[i * width + c] = 0;
         peaks[i] = -std::numeric_limits<float>::infinity();
         totals[i] = 0;
     }
-    const int64_t oldest = oldest_of(position_of(0)), newest = position_of(queries - 1);
+    const int64_t oldest = std::max(oldest_of(position_of(0)), chunk * kKeyChunk);
+    const int64_t newest = std::min(job.position + last - 1 - job.start, (chunk + 1) * kKeyChunk - 1);
     for (int64_t tile = oldest / kKeyTile * kKeyTile; tile <= newest; tile += kKeyTile) {
         const int from = int(std::max<int64_t>(0, oldest - tile)), to = int(std::min<int64_t>(kKeyTile, newest + 1 - tile));
         if (job.type == CacheType::float32)
@@ -170,9 +175,30 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
                 together(std::integral_constant<int, 1>{});
         }
     }
-    for (size_t i = 0; i < queries; ++i) {
-        float* target = job.out + row_of(i) * dim;
-        for (size_t c = 0; c < dim; ++c) target[c] = o[i * width + c] / totals[i];
+}
+
+inline void add_part(AttentionPart part, AttentionPart next) {
+    for (size_t i = 0; i < part.queries; ++i) {
+        if (next.totals[i] == 0) continue;  // saw nothing of the chunk
+        const float peak = std::max(part.peaks[i], next.peaks[i]);
+        float lanes[16];
+        const auto weight = [&](float before) {
+            store(lanes, exponential(broadcast(before == peak ? 0.0f : before - peak)));
+            return lanes[0];
+        };
+        const float a = weight(part.peaks[i]), b = weight(next.peaks[i]);
+        float* sums = part.sums + i * part.width;
+        for (size_t c = 0; c < part.width; c += 16)
+            store(sums + c, fma(load(next.sums + i * part.width + c), broadcast(b), mul(load(sums + c), broadcast(a))));
+        part.totals[i] = part.totals[i] * a + next.totals[i] * b;
+        part.peaks[i] = peak;
+    }
+}
+
+inline void finish_attention(const Attention& job, int head, int64_t first, AttentionPart part) {
+    for (size_t i = 0; i < part.queries; ++i) {
+        float* target = job.out + query_row(job, head, first, i) * job.head_dim;
+        for (int c = 0; c < job.head_dim; ++c) target[c] = part.sums[i * part.width + c] / part.totals[i];
     }
 }
 

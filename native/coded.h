@@ -46,7 +46,7 @@ inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float*
                     for (int h = 0; h < kHalves; ++h) {
                         const Bytes64 codes = codes_of(first + h ? high_nibbles(line) : low_nibbles(line));
                         const int8_t* four = x + (first + h) * kGroup + 4 * l;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                         for (int r = 0; r < R; ++r) acc[r][h].add(l, codes, four + r * kTile, steps[h]);
                     }
                 }

@@ -12,7 +12,7 @@
 
 // Inputs of one scale of Q4T, and of the activations that it is multiplied with; benchmarks/spans.py builds others.
 #ifndef CIERZO_SPAN
-#define CIERZO_SPAN 256
+#define CIERZO_SPAN 192
 #endif
 
 namespace cierzo {

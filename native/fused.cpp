@@ -101,9 +101,9 @@ template <class PairOf, class Finish>
 void products(size_t items, const Activations& a, PairOf pair_of, Finish finish) {
     if (!a.rows) return;
     const size_t tiles = a.inputs / kTile, block = std::min(a.rows, kRowBlock);
-    constexpr size_t unit = 8 * kSpanTiles;  // parts begin where spans and chunks of kernels do
-    const size_t part = std::max(unit, kPartBytes / (block * kTile) / unit * unit);
-    const size_t together = part >= tiles ? 1 : kTogether;
+    const size_t n_parts = std::max<size_t>(1, (block * a.inputs + kPartBytes / 2) / kPartBytes);
+    const size_t part = padded_to((tiles + n_parts - 1) / n_parts, kSpanTiles);  // they begin where spans do
+    const size_t together = n_parts == 1 ? 1 : kTogether;
     for (size_t row = 0; row < a.rows; row += block) {
         const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
         spread_runs(items, [&](size_t first, size_t last) {
@@ -238,15 +238,55 @@ void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_di
         for (int64_t row = tables.sequences[s].start; row < tables.sequences[s].stop; row += kQueryBlock)
             for (int head = 0; head < n_kv_heads; ++head)
                 items.push_back({s, row, std::min<int64_t>(row + kQueryBlock, tables.sequences[s].stop), head});
-    const size_t floats = attention_scratch(n_heads, n_kv_heads, head_dim);
-    spread(items.size(), [&](size_t i) {
-        static thread_local std::vector<float> scratch;
-        const Item& item = items[i];
+    const size_t floats = attention_scratch(n_heads, n_kv_heads, head_dim), width = padded_to(head_dim, 16);
+    const size_t of_part = AttentionPart::floats(size_t(kQueryBlock) * (n_heads / n_kv_heads), width);
+    const auto job_of = [&](const Item& item) {
         const Tables::Sequence& s = tables.sequences[item.sequence];
-        const Attention job{q, out, cache.k, cache.v, cache.type, n_heads, n_kv_heads, head_dim, window,
-                            tables.block_size, s.first_block, s.blocks, s.start, s.stop, s.position};
-        kernels().attend(job, item.head, item.first, item.last, room(scratch, floats));
+        return Attention{q, out, cache.k, cache.v, cache.type, n_heads, n_kv_heads, head_dim, window,
+                         tables.block_size, s.first_block, s.blocks, s.start, s.stop, s.position};
+    };
+    const auto part_of = [&](const Item& item, float* memory) {
+        return AttentionPart(memory, size_t(item.last - item.first) * (n_heads / n_kv_heads), width);
+    };
+    static thread_local std::vector<float> own;
+    if (items.size() >= size_t(4 * Pool::get()->size())) {  // enough for every thread: each takes all chunks of an item
+        spread(items.size(), [&](size_t i) {
+            const Item& item = items[i];
+            const Attention job = job_of(item);
+            float* memory = room(own, floats + 2 * of_part);
+            const AttentionPart all = part_of(item, memory + floats), next = part_of(item, memory + floats + of_part);
+            const int64_t first = job.first_chunk(item.first), last = job.last_chunk(item.last);
+            for (int64_t chunk = first; chunk < last; ++chunk) {
+                kernels().attend(job, item.head, item.first, item.last, chunk, memory, chunk > first ? next : all);
+                if (chunk > first) kernels().add_part(all, next);
+            }
+            kernels().finish_attention(job, item.head, item.first, all);
+        });
+        return;
+    }
+    struct Chunk {
+        size_t item;
+        int64_t number;
+    };
+    std::vector<Chunk> chunks;
+    for (size_t i = 0; i < items.size(); ++i)
+        for (int64_t c = job_of(items[i]).first_chunk(items[i].first); c < job_of(items[i]).last_chunk(items[i].last); ++c)
+            chunks.push_back({i, c});
+    std::vector<float> parts(chunks.size() * of_part);
+    spread(chunks.size(), [&](size_t c) {
+        const Item& item = items[chunks[c].item];
+        kernels().attend(job_of(item), item.head, item.first, item.last, chunks[c].number, room(own, floats),
+                         part_of(item, parts.data() + c * of_part));
     });
+    for (size_t c = 0, all = 0; c < chunks.size(); ++c) {
+        const Item& item = items[chunks[c].item];
+        if (c == 0 || chunks[c - 1].item != chunks[c].item)
+            all = c;
+        else
+            kernels().add_part(part_of(item, parts.data() + all * of_part), part_of(item, parts.data() + c * of_part));
+        if (c + 1 == chunks.size() || chunks[c + 1].item != chunks[c].item)
+            kernels().finish_attention(job_of(item), item.head, item.first, part_of(item, parts.data() + all * of_part));
+    }
 }
 
 void linear(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& m, const float* residual,

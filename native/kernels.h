@@ -8,6 +8,8 @@ namespace cierzo {
 
 constexpr int kKeyTile = 64;     // keys are attended in tiles that start at multiples of 64 positions
 constexpr int kQueryBlock = 16;  // rows of one sequence that share a loaded tile
+// Keys are summed up chunk by chunk, chunks beginning at multiples of this position, so that threads can share one query's.
+constexpr int64_t kKeyChunk = 1024;
 
 enum class CacheType : int { float32 = 0, bfloat16 = 1 };
 
@@ -22,6 +24,24 @@ struct Attention {
     int64_t block_size, first_block;  // blocks[0] holds positions from first_block x block_size on
     const int32_t* blocks;
     int64_t start, stop, position;
+
+    // Chunks [first, last) of keys that rows [from, to) see some of.
+    int64_t first_chunk(int64_t from) const {
+        const int64_t at = position + from - start;
+        return (window && at >= window ? at - window + 1 : 0) / kKeyChunk;
+    }
+    int64_t last_chunk(int64_t to) const { return (position + to - 1 - start) / kKeyChunk + 1; }
+};
+
+// What some queries have of some keys: sums of values [queries][width], weighted relative to the largest score; that score;
+// the sum of the weights.
+struct AttentionPart {
+    float *sums, *peaks, *totals;
+    size_t queries, width;
+
+    static size_t floats(size_t queries, size_t width) { return queries * (width + 2); }
+    AttentionPart(float* memory, size_t n, size_t padded_dim)
+        : sums(memory), peaks(memory + n * padded_dim), totals(peaks + n), queries(n), width(padded_dim) {}
 };
 
 // One or two panels of one format times some rows, over some of the inputs: out [panels][n_rows][16]. Where first_tile is
@@ -47,8 +67,14 @@ struct Kernels {
     void (*unpack[kFormats])(const uint8_t* panel, int output, size_t tiles, float* out);
     // out = silu(gate) x up, n a multiple of 16.
     void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
-    // Queries of the sequence's rows [first, last) that read key/value head `head`. `scratch`: attention_scratch floats.
-    void (*attend)(const Attention& job, int head, int64_t first, int64_t last, float* scratch);
+    // Queries of the sequence's rows [first, last) that read key/value head `head`, over the keys of one chunk. `scratch`:
+    // attention_scratch floats.
+    void (*attend)(const Attention& job, int head, int64_t first, int64_t last, int64_t chunk, float* scratch,
+                   AttentionPart part);
+    // Adds what comes from the next chunk to `part`.
+    void (*add_part)(AttentionPart part, AttentionPart next);
+    // Writes the result.
+    void (*finish_attention)(const Attention& job, int head, int64_t first, AttentionPart part);
     // n floats to bfloat16.
     void (*to_bf16)(const float* x, uint16_t* out, size_t n);
     // One output's weights of a span [n], n at most kSpan, to the nearest of Q4T's: a scale, steps and nibbles.
@@ -61,7 +87,7 @@ constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit
 
 inline size_t attention_scratch(int n_heads, int n_kv_heads, int head_dim) {
     const size_t width = padded_to(head_dim, 16), queries = size_t(kQueryBlock) * (n_heads / n_kv_heads);
-    return 2 * kKeyTile * width + queries * (2 * width + 2) + 2 * kKeyTile;
+    return 2 * kKeyTile * width + queries * width + 2 * kKeyTile;
 }
 
 extern const Kernels kPortable;

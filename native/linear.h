@@ -49,12 +49,12 @@ inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float
                 if (R == 1 && (half == 0 || !F::nibbles)) prefetch(line + kPrefetch);
                 Bytes64 w = load_line(line);
                 if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) acc[r].add(w, x + r * kTile + half * kGroup + 4 * l);
             }
             const F32x16 scale = load_f16(scales_of(tile, half));
             const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile, 2 + half)) : broadcast(0);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 const I32x16 sum = acc[r].total(sums[r * a.groups + group]);
                 y[r] = accumulate<F>(y[r], sum, scale, minimum, scales[r * a.spans + group], sums[r * a.groups + group]);
@@ -64,7 +64,7 @@ inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float
     for (int r = 0; r < R; ++r) store(out + r * kPanel, y[r]);
 }
 
-// rows<R>(panel, row, out) for all rows of a product; groups of four do not leave their row tile.
+// rows<R>(panel, row, out) for all rows of a product; groups of eight and four do not leave their row tile.
 template <class Rows>
 inline void each_row_group(const Product& p, float* out, Rows rows) {
     for (int i = 0; i < p.n_panels; ++i) {
@@ -73,6 +73,8 @@ inline void each_row_group(const Product& p, float* out, Rows rows) {
             rows(count, p.panels[i], p.first_row + n, out + (i * p.n_rows + n) * kPanel);
             n += count;
         };
+        if constexpr (kWide > 2)
+            while (n + 8 <= p.n_rows) next(std::integral_constant<int, 8>{});
         while (n + 4 <= p.n_rows) next(std::integral_constant<int, 4>{});
         while (n + 2 <= p.n_rows) next(std::integral_constant<int, 2>{});
         if (n < p.n_rows) next(std::integral_constant<int, 1>{});

@@ -11,14 +11,19 @@
 
 namespace cierzo::CIERZO_TARGET {
 
-constexpr Kernels table(const char* name, decltype(multiply_coded)* coded = multiply_coded) {
+using Multiply = void (*)(const Product& product, float* out);
+
+constexpr Kernels table(const char* name, Multiply q4 = multiply<Q4>, Multiply q4m = multiply<Q4M>,
+                        Multiply q8 = multiply<Q8>, Multiply q4t = multiply_coded) {
     return {name,
             quantize,
             norm,
-            {multiply<Q4>, multiply<Q4M>, multiply<Q8>, coded},
+            {q4, q4m, q8, q4t},
             {unpack<Q4>, unpack<Q4M>, unpack<Q8>, unpack_coded},
             swiglu,
             attend,
+            add_part,
+            finish_attention,
             to_bf16,
             round_span,
             exponentials};

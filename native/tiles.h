@@ -19,17 +19,22 @@ namespace cierzo::CIERZO_TARGET {
 constexpr size_t kChunkTiles = kSpanTiles > 4 ? kSpanTiles : 8 / kSpanTiles * kSpanTiles;
 constexpr size_t kFewRows = 6;  // below, unpacking for tiles takes longer than multiplying by vectors
 
-// All eight tiles 16 rows of 64 bytes. Rows beyond the last are multiplied too, and not looked at.
-inline void configure_tiles() {
-    struct alignas(64) Configuration {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    };
-    static constexpr Configuration all;
-    static_assert(sizeof(Configuration) == 64);
-    asm volatile("ldtilecfg %0" ::"m"(all));  // gcc 12's intrinsic says that it reads 8 bytes of it
-}
+// Rows, and bytes a row, of the eight tile registers.
+struct alignas(64) TileShapes {
+    constexpr TileShapes(const uint8_t (&heights)[8], const uint16_t (&widths)[8]) {
+        for (int i = 0; i < 8; ++i) {
+            rows[i] = heights[i];
+            row_bytes[i] = widths[i];
+        }
+    }
+    // As assembly that reads all 64 bytes: gcc 12's intrinsic says 8.
+    void configure() const { asm volatile("ldtilecfg %0" ::"m"(*this)); }
+
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+static_assert(sizeof(TileShapes) == 64);
 
 // Instructions on tile registers, as assembly that says which 1024 bytes are read or written; gcc 12's intrinsics do not.
 template <int T>
@@ -181,7 +186,9 @@ inline void tile_sums(const int8_t* a, size_t a_step, const int8_t* next_a, size
 
 inline void multiply_tiles(const Product& p, float* out) {
     if (p.n_rows < kFewRows) return multiply_coded(p, out);
-    configure_tiles();
+    // Full tiles: rows beyond the last are multiplied too, and not looked at.
+    static constexpr TileShapes shapes({16, 16, 16, 16, 16, 16, 16, 16}, {64, 64, 64, 64, 64, 64, 64, 64});
+    shapes.configure();
     const Activations& a = p.rows;
     const size_t all = a.inputs / kTile, row_pairs = (p.n_rows + 31) / 32;
     const CodedPanel panels[2] = {{p.panels[0], all}, {p.panels[p.n_panels - 1], all}};

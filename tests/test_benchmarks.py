@@ -11,6 +11,7 @@ from cierzo.weights import load_model
 from cpu import weight_bytes
 from cpu_report import Result, summary, table
 from make_gguf import TYPES, make_gguf
+from make_packed import make_packed
 
 SMALL = ModelConfig(
     dim=256, n_layers=2, head_dim=64, hidden_dim=512, n_heads=4, n_kv_heads=2, vocab_size=32_064, max_seq_len=128,
@@ -28,6 +29,17 @@ def test_a_random_gguf_file_is_a_model_that_answers(tmp_path: Path, layers_type:
     assert llm.tokenizer.encode("Hello world", bos=True) == [1, 22557, 1526]
     answer = llm.generate("Hello", SamplingParams(max_tokens=3, ignore_eos=True))[0]
     assert len(answer.token_ids) == 3
+
+
+def test_a_random_packed_folder_is_a_model_that_answers(tmp_path: Path) -> None:
+    make_packed(tmp_path / "small", SMALL)
+    llm = LLM(tmp_path / "small")
+    assert llm.config == SMALL
+    answer = llm.generate("Hello", SamplingParams(max_tokens=3, ignore_eos=True))[0]
+    assert len(answer.token_ids) == 3
+    for name, weight in load_model(tmp_path / "small").state_dict().items():
+        if weight.dim() == 2:
+            assert 0.9 < weight.std() * weight.shape[1] ** 0.5 < 1.2, name
 
 
 @pytest.mark.parametrize("layers_type", TYPES)

@@ -146,7 +146,7 @@ bool rows() {
 
 bool attention() {
     const int kv_heads = between(1, 3), heads = kv_heads * between(1, 4), dim = 2 * between(1, 70), block = between(1, 20);
-    const int64_t n = between(1, 40), position = between(0, 300), window = between(0, 1) ? between(1, 200) : 0;
+    const int64_t n = between(1, 40), position = between(0, 3) ? between(0, 300) : between(900, 2500), window = between(0, 1) ? between(1, 200) : 0;
     const int64_t blocks = (position + n + block - 1) / block;
     const size_t cells = size_t(blocks) * block * kv_heads * dim;
     const std::vector<float> q = floats(size_t(n) * heads * dim, 2), k = floats(cells), v = floats(cells);
@@ -162,10 +162,20 @@ bool attention() {
             const Attention job{q.data(), out, bf16 ? (const void*)k16.data() : k.data(), bf16 ? (const void*)v16.data() : v.data(),
                                 bf16 ? CacheType::bfloat16 : CacheType::float32, heads, kv_heads, dim, window, block, 0,
                                 table.data(), 0, n, position};
+            const size_t width = padded_to(dim, 16), group = heads / kv_heads;
             std::vector<float> scratch(attention_scratch(heads, kv_heads, dim));
+            std::vector<float> memory(2 * AttentionPart::floats(kQueryBlock * group, width));
             for (int head = 0; head < kv_heads; ++head)
-                for (int64_t row = 0; row < n; row += kQueryBlock)
-                    kernels.attend(job, head, row, std::min<int64_t>(row + kQueryBlock, n), scratch.data());
+                for (int64_t row = 0; row < n; row += kQueryBlock) {
+                    const int64_t end = std::min<int64_t>(row + kQueryBlock, n), begin = job.first_chunk(row);
+                    const AttentionPart part(memory.data(), (end - row) * group, width);
+                    const AttentionPart next(memory.data() + memory.size() / 2, (end - row) * group, width);
+                    for (int64_t chunk = begin; chunk < job.last_chunk(end); ++chunk) {
+                        kernels.attend(job, head, row, end, chunk, scratch.data(), chunk > begin ? next : part);
+                        if (chunk > begin) kernels.add_part(part, next);
+                    }
+                    kernels.finish_attention(job, head, row, part);
+                }
         });
     }
     return all;

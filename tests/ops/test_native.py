@@ -193,6 +193,21 @@ def test_attention_equals_the_reference(
     )
 
 
+@pytest.mark.parametrize("window", [None, Window(1500)], ids=["all", "window"])
+def test_threads_that_share_a_querys_keys_do_not_change_its_bits(isa: str, window: Window | None) -> None:
+    """Alone, its chunks of 1024 keys are spread over threads; among many queries, one thread takes all of them."""
+    torch.manual_seed(1)
+    many = paged([window], [9, 40], [1020, 2500], 1, 16, 16, torch.bfloat16)
+    q = torch.randn(49, 2, 16)
+    kv = many.cache.layers[0]
+    together = native.attend(q, kv, window=window, context=many, layer=0)
+    expected = reference.attend(q, kv, window=window, context=many, layer=0)
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+    for row, (sequence, position) in {0: (0, 1020), 8: (0, 1028), 30: (1, 2521), 48: (1, 2539)}.items():
+        alone = PagedContext(many.cache, [1], [position], [[many.tables[0][sequence]]])
+        assert torch.equal(native.attend(q[row : row + 1], kv, window=window, context=alone, layer=0)[0], together[row])
+
+
 @pytest.mark.parametrize("format", [Format.Q4, Format.Q4T, Format.Q8])
 @pytest.mark.parametrize(
     "config",

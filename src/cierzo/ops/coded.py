@@ -1,7 +1,7 @@
 """Q4T, 4 bits from a table of codes: a weight is scale x step x code.
 
 A nibble names one of sixteen codes, closer together near zero, where weights are; a group of 32 inputs has one of
-sixteen steps, and a span of 256 inputs one float16 scale. Step x code is a whole number within +-120, so products with
+sixteen steps, and a span of 192 inputs one float16 scale. Step x code is a whole number within +-120, so products with
 int8 activations are summed exactly over a span. 4.125 bits a weight and 16 a span. Layout: `CodedPanel` in
 native/format.h.
 """
@@ -9,7 +9,7 @@ native/format.h.
 import torch
 from torch import Tensor
 
-PANEL, TILE, GROUP, SPAN = 16, 64, 32, 256
+PANEL, TILE, GROUP, SPAN = 16, 64, 32, 192
 CODES = (-11, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 7, 9, 12)
 STEPS = (3, 4, 5, 6, 7, 8, 9, 10, -3, -4, -5, -6, -7, -8, -9, -10)
 

@@ -32,7 +32,7 @@ class Format(IntEnum):
     Q8 = 2
     """scale x int8: 8.5 bits."""
     Q4T = 3
-    """scale x step x code: 4.19 bits."""
+    """scale x step x code: 4.21 bits."""
 
     @property
     def bits(self) -> int:

@@ -99,7 +99,7 @@ class Settings:
         Raises:
             CierzoError: two models of one name.
         """
-        from cierzo.weights.catalogue import catalogue  # which imports PyTorch, and `cierzo --help` does not wait for it
+        from cierzo.weights.catalogue import catalogue  # which imports PyTorch: `cierzo --help` does not wait
 
         sources: dict[str, str] = {}
         for text in self.models or [catalogue().default]:
