@@ -96,5 +96,6 @@ def test_mixed_requests_say_together_what_they_say_alone(default_gguf: Path) -> 
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)
 def test_mixed_requests_of_up_to_six_thousand_tokens(default_gguf: Path) -> None:
     compare(default_gguf, 6000)

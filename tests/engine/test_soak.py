@@ -73,5 +73,6 @@ def test_some_hundred_requests() -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1200)
 def test_ten_thousand_requests() -> None:
     soak(10_000, 32 * 2**20)

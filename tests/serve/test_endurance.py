@@ -161,6 +161,7 @@ def test_thousands_of_requests_leave_nothing_behind(default_gguf: Path, capsys: 
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_a_signal_under_load_and_a_start_after_a_kill(default_gguf: Path) -> None:
     asked = {"messages": QUESTION, "max_tokens": 60, "stream": True, "ignore_eos": True}
 
@@ -239,6 +240,7 @@ print("all well")
 
 @pytest.mark.heavy
 @pytest.mark.network
+@pytest.mark.timeout(1200)
 def test_litellm(default_gguf: Path, tmp_path: Path) -> None:
     """In an environment of its own: its versions of libraries exclude ours."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
