@@ -15,6 +15,9 @@ PUBLISHED_PARAMETERS = {
     "mistral-nemo-12b": 12_247_782_400,
     "ministral-8b-2410": 8_019_808_256,
     "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+    "code-llama-7b": 6_738_546_688,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
 }
