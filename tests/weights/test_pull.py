@@ -314,7 +314,7 @@ def test_packing_while_fetching_gives_what_quantize_gives(
     def watched(descriptor: int, start: int, size: int) -> None:
         nonlocal most
         give_back(descriptor, start, size)
-        most = max(most, len(list((home / "models" / ".web-7b-q4.partial").glob("model-*.safetensors"))))
+        most = max(most, len(list((home / "models" / ".web-7b-q4t.partial").glob("model-*.safetensors"))))
 
     monkeypatch.setattr(pack_stream, "_give_back", watched)
     path = resolve_model("web", progress=False)  # on demand, as it is large by the catalogue
