@@ -309,3 +309,15 @@ def test_the_log_has_no_prompts_unless_asked(caplog: pytest.LogCaptureFixture) -
         assert (fields["id"], fields["status"], fields["user"]) == (given, 200, "u-1")
         assert (fields["prompt_tokens"], fields["completion_tokens"]) == (10, 4)
         assert ("a secret" in repr(fields)) == wanted
+
+
+def test_the_log_says_why_a_request_was_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        served(tiny_engine(tiny_config()), log_level="info") as server,
+        caplog.at_level("INFO", "cierzo.serve"),
+    ):
+        post(server, json={**ASKED, "max_tokens": -1})
+        assert until(lambda: any(r.getMessage() == "request" for r in caplog.records))
+    [record] = [r for r in caplog.records if r.getMessage() == "request"]
+    assert vars(record)["fields"]["error"]
+    assert not record.exc_info

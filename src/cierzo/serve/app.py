@@ -56,7 +56,7 @@ async def _tell(request: Request, error: Exception) -> Response:
     caller = caller_of(request)
     caller.fields["error"] = told.code or told.message
     if told.status == 500:
-        event("failure", level=logging.ERROR, error=error, id=caller.request_id)
+        event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
     headers = getattr(error, "headers", None) if isinstance(error, HTTPException) else None
     return told.response(request.url.path, caller.request_id, headers)
 

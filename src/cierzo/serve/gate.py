@@ -81,7 +81,7 @@ class Gate:
         except Exception as error:
             known = error if isinstance(error, ApiError) else api_error(error)
             if known.status == 500:
-                event("failure", level=logging.ERROR, error=error, id=caller.request_id)
+                event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
             if status:
                 raise  # in the middle of an answer: the connection is closed
             self._state.refused[known.code or "refused"] += 1

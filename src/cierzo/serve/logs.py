@@ -32,6 +32,6 @@ def set_up(level: str) -> None:
         logger.setLevel(level.upper())
 
 
-def event(what: str, *, level: int = logging.INFO, error: BaseException | None = None, **particulars: Any) -> None:
+def event(what: str, *, level: int = logging.INFO, raised: BaseException | None = None, **particulars: Any) -> None:
     """Log that something happened."""
-    _log.log(level, what, extra={"fields": particulars}, exc_info=error)
+    _log.log(level, what, extra={"fields": particulars}, exc_info=raised)

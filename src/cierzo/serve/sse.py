@@ -59,7 +59,7 @@ class EventStream(Response):
                 caller = caller_of(self._request)
                 caller.fields["error"] = told.code
                 if told.status == 500:
-                    event("failure", level=logging.ERROR, error=error, id=caller.request_id)
+                    event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
                 await self._end(send, self._failed(told))
             else:
                 await self._end(send, b"")
