@@ -28,7 +28,7 @@ def requests(engine: Engine, longest: int) -> list[EngineSequence]:
     story = encode(STORY * (longest // 20 + 2))
     made = []
     for n in range(32):
-        length = max(1, int(longest * (n / 31) ** 6))
+        length = max(1, int(longest * (n / 31) ** 8))
         prompt = story[:length] if n % 3 else encode(f"{n}. ") + story[n : n + length]
         structure = None
         if n % 8 == 5:
