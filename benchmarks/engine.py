@@ -187,7 +187,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=3600)
     options = parser.parse_args()
     options.counts = [int(count) for count in options.counts.split(",")]
-    options.stream_prompt, options.cierzo_python = options.prompt, Path(sys.executable)
+    options.stream_prompt, options.cierzo_python, options.deep = options.prompt, Path(sys.executable), 0
     return options
 
 
