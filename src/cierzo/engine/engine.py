@@ -130,6 +130,8 @@ class Engine:
         if not prompt:
             raise CierzoError("the prompt is empty: give at least one token")
         vocab_size = self.model.config.vocab_size
+        if not all(isinstance(token, int) for token in prompt):
+            raise CierzoError("a prompt of token ids must hold whole numbers only")
         outside = [t for t in (*prompt, *params.logit_bias, *params.stop_token_ids) if not 0 <= t < vocab_size]
         if outside:
             raise CierzoError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")

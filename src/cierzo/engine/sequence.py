@@ -139,7 +139,8 @@ class Sequence:
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End without a further token."""
-        self.finish_reason, self.error = reason, error
+        self.error = error  # before the reason, which others look for on other threads
+        self.finish_reason = reason
         self._emit("", (), ())
 
     def _emit(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:

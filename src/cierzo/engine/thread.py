@@ -56,7 +56,7 @@ class EngineThread:
         with self._lock:
             self.check_room()
             self._wakes[sequence] = wake
-        self._orders.put(("add", sequence))
+            self._orders.put(("add", sequence))  # before a close
 
     def cancel(self, sequence: Sequence) -> None:
         """End a sequence before the next step; harmless when it has ended."""
