@@ -274,6 +274,10 @@ def test_impossible_requests_are_refused_with_the_numbers() -> None:
         queue(engine, [], SamplingParams())
     with pytest.raises(CierzoError, match="token id 260 is outside the vocabulary of 260"):
         queue(engine, [260], SamplingParams())
+    with pytest.raises(CierzoError, match="whole numbers only"):
+        queue(engine, [1.0], SamplingParams())  # type: ignore[list-item]
+    with pytest.raises(CierzoError, match="priority must be a whole number"):
+        queue(engine, [1], SamplingParams(), priority="high")
     with pytest.raises(CierzoError, match="token id 999"):
         queue(engine, [1], SamplingParams(logit_bias={999: 1.0}))
     with pytest.raises(CierzoError, match="51 prompt tokens and an answer of at least 1 pass the limit of 50"):

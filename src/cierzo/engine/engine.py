@@ -102,7 +102,7 @@ class Engine:
             CierzoError: an empty or too long prompt, ids outside the vocabulary, or a form that cannot be had.
         """
         shortest = 1 if task == "answer" else 0
-        self._check(prompt, params, shortest)
+        self._check(prompt, params, shortest, priority)
         room = sys.maxsize if self.max_seq_len is None else self.max_seq_len - len(prompt)
         max_answer = min(room, params.max_tokens or room) if shortest else 1
         self.scheduler.check(len(prompt), max_answer)
@@ -126,12 +126,14 @@ class Engine:
             last_hidden=last_hidden,
         )  # fmt: skip
 
-    def _check(self, prompt: list[int], params: SamplingParams, shortest: int) -> None:
+    def _check(self, prompt: list[int], params: SamplingParams, shortest: int, priority: int) -> None:
         if not prompt:
             raise CierzoError("the prompt is empty: give at least one token")
         vocab_size = self.model.config.vocab_size
         if not all(isinstance(token, int) for token in prompt):
             raise CierzoError("a prompt of token ids must hold whole numbers only")
+        if not isinstance(priority, int):
+            raise CierzoError(f"priority must be a whole number, not {priority!r}")
         outside = [t for t in (*prompt, *params.logit_bias, *params.stop_token_ids) if not 0 <= t < vocab_size]
         if outside:
             raise CierzoError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")

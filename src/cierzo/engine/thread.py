@@ -83,14 +83,19 @@ class EngineThread:
                     self._obey(order, sequence)
             try:
                 changed = engine.step()
-            except Exception as error:  # a fault of ours, not of a request: nothing can be trusted any more
-                changed = engine.fail(f"{type(error).__name__}: {error}")
+            except BaseException as error:  # a fault of ours, or a panic of a library: nothing can be trusted any more
+                engine.fail(f"{type(error).__name__}: {error}")
+                changed = list(self._wakes)
             for sequence in changed:
+                if engine.failure is not None and sequence.finish_reason is None:
+                    sequence.end("error", engine.failure)
                 self._tell(sequence)
 
     def _obey(self, order: str, sequence: Sequence) -> None:
         if order == "cancel":
             self.engine.cancel(sequence)
+        elif sequence.finish_reason is not None:
+            pass  # cancelled before it was added
         elif self.engine.failure is not None:
             sequence.end("error", self.engine.failure)
         else:
