@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cierzo.engine import Delta, EngineThread, Metrics, SamplingParams, TokenLogprob
 from cierzo.engine import Sequence as EngineSequence
-from cierzo.errors import EngineError
+from cierzo.errors import CierzoError, EngineError
 from cierzo.loading import Loaded
 from cierzo.tokens import Message
 
@@ -118,6 +118,8 @@ class AsyncLLM:
 
     async def embed(self, prompt: list[int], *, pooling: str = "mean") -> Tensor:
         """As `LLM.embed`, of one prompt."""
+        if pooling not in ("mean", "last"):
+            raise CierzoError(f"pooling must be mean or last, not {pooling!r}")
         sequence = await asyncio.to_thread(
             self._loaded.engine.prepare, prompt, SamplingParams(), task="embed", last_hidden=pooling == "last"
         )

@@ -60,6 +60,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.hidden_sum: Tensor | None = None
         self.computed = 0  # positions whose keys and values are in the cache
+        self._furthest = 0  # `computed` before any preemption: what is found again after one was not another's
         self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
@@ -95,6 +96,7 @@ class Sequence:
     def advance(self, tokens: int) -> None:
         """Further tokens are computed: offer full blocks to others and give back what no later token sees."""
         self.computed += tokens
+        self._furthest = max(self._furthest, self.computed)
         names = self.block_names(self.computed // self.blocks[0].block_size)
         for blocks in self.blocks:
             blocks.publish(names)
@@ -103,7 +105,8 @@ class Sequence:
     def adopted(self, length: int) -> None:
         """The blocks now hold the keys of the first `length` tokens, computed for another sequence or before."""
         if not self.answered:
-            self.cached_tokens += length - self.computed
+            self.cached_tokens += max(0, length - max(self.computed, self._furthest))
+            self._furthest = max(self._furthest, length)
         self.computed = length
 
     def embedding(self) -> Tensor:
