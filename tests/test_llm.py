@@ -150,3 +150,19 @@ def test_load_gives_the_parts(windowed: Path) -> None:
     assert model.config.vocab_size == tokenizer.vocab_size
     assert model.output is not None
     assert model.output.weight.dtype == torch.float32
+
+
+def test_a_stream_that_nobody_reads_is_cancelled_by_closing_it(llm: LLM) -> None:
+    stream = llm.stream("A, B, C,", GREEDY)
+    stream.close()
+    assert not llm._engine.busy
+    assert list(stream) == []
+
+
+def test_an_answer_without_a_length_ends_with_the_cache(default_gguf: Path) -> None:
+    small = LLM(default_gguf, cache_tokens=64)
+    [answer] = small.generate("The sky", SamplingParams(temperature=0, ignore_eos=True))
+    assert answer.finish_reason == "length"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == 64
+    with pytest.raises(CierzoError, match="need a cache"):
+        small.generate("The sky", SamplingParams(max_tokens=200))

@@ -1,12 +1,12 @@
 """The public face: a model with its tokenizer, answering."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from cierzo.engine import Completion, Delta, Metrics, SamplingParams, TokenLogprob
+from cierzo.engine import Completion, Delta, Engine, Metrics, SamplingParams, TokenLogprob
 from cierzo.engine import Sequence as EngineSequence
 from cierzo.errors import CierzoError, EngineError
 from cierzo.loading import Card, LoadOptions, load_engine
@@ -88,8 +88,8 @@ class LLM:
         """Answer a conversation, given as in the OpenAI API, by the model's own template."""
         return self._answers([self.tokenizer.encode_chat(messages, tools)], params, 1, tools=bool(tools))[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Delta, None, None]:
-        """Continue a prompt, piece by piece. Closing the iterator cancels the request."""
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> "Stream":
+        """Continue a prompt, piece by piece. Closing it cancels the request."""
         return self._deltas(self._encoded(prompt), params, continues=True)
 
     def stream_chat(
@@ -98,8 +98,8 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
-    ) -> Generator[Delta, None, None]:
-        """Answer a conversation, piece by piece. Closing the iterator cancels the request."""
+    ) -> "Stream":
+        """Answer a conversation, piece by piece. Closing it cancels the request."""
         return self._deltas(self.tokenizer.encode_chat(messages, tools), params, tools=bool(tools))
 
     def score(
@@ -162,23 +162,44 @@ class LLM:
 
     def _deltas(
         self, prompt: list[int], params: SamplingParams | None, *, continues: bool = False, tools: bool = False
-    ) -> Generator[Delta, None, None]:
+    ) -> "Stream":
         prepared = self._engine.prepare(prompt, params or SamplingParams(), continues=continues, tools=tools)
-        sequence = self._engine.add(prepared)
+        return Stream(self._engine, self._engine.add(prepared))
 
-        def deltas() -> Generator[Delta, None, None]:
-            try:
-                while sequence.deltas or sequence.finish_reason is None:
-                    if sequence.error is not None:
-                        raise EngineError(sequence.error)
-                    if sequence.deltas:
-                        yield sequence.deltas.popleft()
-                    else:
-                        self._engine.step()
-            finally:
-                self._engine.cancel(sequence)
 
-        return deltas()
+class Stream(Iterator[Delta]):
+    """The pieces of one answer. `close` cancels what is left, also before the first piece was asked for."""
+
+    def __init__(self, engine: Engine, sequence: EngineSequence) -> None:
+        self._engine, self._sequence = engine, sequence
+        self._closed = False
+
+    def __next__(self) -> Delta:
+        """The next piece.
+
+        Raises:
+            EngineError: the answer ended by one.
+        """
+        if self._closed:
+            raise StopIteration
+        try:
+            while not self._sequence.deltas:
+                self._engine.step()
+        except BaseException:
+            self.close()
+            raise
+        delta = self._sequence.deltas.popleft()
+        self._closed = delta.finish_reason is not None
+        if delta.error is not None:
+            raise EngineError(delta.error)
+        return delta
+
+    def close(self) -> None:
+        self._closed = True
+        self._engine.cancel(self._sequence)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -103,8 +103,9 @@ class Engine:
         """
         shortest = 1 if task == "answer" else 0
         self._check(prompt, params, shortest, priority)
-        room = sys.maxsize if self.max_seq_len is None else self.max_seq_len - len(prompt)
-        max_answer = min(room, params.max_tokens or room) if shortest else 1
+        longest = self.scheduler.longest if self.max_seq_len is None else min(self.max_seq_len, self.scheduler.longest)
+        room = max(1, longest - len(prompt))
+        max_answer = (params.max_tokens or room) if shortest else 1
         self.scheduler.check(len(prompt), max_answer)
         if not 1 <= first_scored <= len(prompt):
             raise CierzoError(f"first_scored must be from 1 to {len(prompt)}, not {first_scored}")

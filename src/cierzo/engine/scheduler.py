@@ -7,6 +7,7 @@ recomputation: what it has said stays, and blocks that nobody took meanwhile are
 can always take what it needs, so everybody's turn comes.
 """
 
+import sys
 from bisect import insort
 
 from cierzo.engine.blocks import BlockPool, blocks_bound, cached_prefix
@@ -41,6 +42,12 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt and answer that the cache holds; windows bound what they take."""
+        whole = [pool.size for pool, window in zip(self.pools, self.windows, strict=True) if window is None]
+        return min(whole, default=sys.maxsize // self.block_size) * self.block_size
 
     def check(self, n_prompt: int, max_answer: int) -> None:
         """Whether a sequence could run, at least alone.
