@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cierzo.engine import Completion, Engine, SamplingParams
 from cierzo.engine.request import ToolCallDelta, _whole_calls
 from cierzo.engine.tools import ToolCallParser
 from cierzo.tokens import ToolFormat
 from cierzo.tokens.mistral import MistralTokenizer
 from cierzo.tokens.template import CHATML, JinjaTemplate
+from support.models import ByteTokenizer, tiny_config, tiny_model
 
 MISTRAL = ToolFormat("mistral", frozenset([5]))
 APART = ToolFormat("mistral-arguments", frozenset([5]), frozenset([6]))
@@ -147,3 +149,17 @@ def test_templates_say_how_calls_are_written() -> None:
     assert JinjaTemplate(hermes, without, {}).tool_format == ToolFormat("chatml", frozenset([4]), end=frozenset([5]))
     assert JinjaTemplate(hermes, {"<|im_end|>": 2}, {}).tool_format == CHATML_TOOLS
     assert JinjaTemplate(hermes, controls, {}).tool_format == ToolFormat("mistral", frozenset([9]))
+
+
+@pytest.mark.parametrize("stop", [(), ("right",), ("some",)])
+def test_text_held_back_for_a_stop_text_stays_before_the_control_token(stop: tuple[str, ...]) -> None:
+    class Tokens(ByteTokenizer):
+        tool_format = ToolFormat("mistral-arguments", frozenset([258]), frozenset([259]))  # type: ignore[assignment]
+
+    engine = Engine(tiny_model(tiny_config()), Tokens(), max_seq_len=200, cache_tokens=200)
+    sequence = engine.prepare([1], SamplingParams(stop=stop), tools=True)
+    for token in [*b"it is so", 258, *b"get_weather", 259, *b'{"a":1}', 257]:
+        sequence.accept(token, None, token == 257)
+    answer = Completion.of(sequence.deltas)
+    assert answer.text == "it is so"
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [("get_weather", '{"a":1}')]

@@ -131,6 +131,8 @@ class Sequence:
         if not self.answered:
             self.first_token = self.last_token
         self.ids.append(token)
+        # What is held back for a stop text or half a character was written before a control token of tool calls.
+        before = self.text.finish() if self.tools is not None and self.tools.marks(token) else ""
         text = "" if stops else self.text.push(token)
         if self.constraint is not None and not stops and self.text.stopped is None:
             stops = self.constraint.accept(token)
@@ -138,7 +140,7 @@ class Sequence:
             self.finish_reason = "stop"
         elif self.answered >= self.max_answer:
             self.finish_reason = "length"
-        self._emit(text, (token,), () if logprob is None else (logprob,))
+        self._emit(text, (token,), () if logprob is None else (logprob,), before)
 
     def end(self, reason: FinishReason, error: str | None = None) -> None:
         """End without a further token."""
@@ -146,7 +148,9 @@ class Sequence:
         self.finish_reason = reason
         self._emit("", (), ())
 
-    def _emit(self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...]) -> None:
+    def _emit(
+        self, text: str, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], before: str = ""
+    ) -> None:
         usage, last = None, self.finish_reason is not None
         if last:
             text += self.text.finish()
@@ -155,7 +159,9 @@ class Sequence:
             usage = Usage(self.n_prompt, self.answered, first - self.added, now - self.added, self.cached_tokens)
         calls: tuple[ToolCallDelta, ...] = ()
         if self.tools is not None:
+            shown, earlier = self.tools.push(before, None, last=False)
             text, calls = self.tools.push(text, token_ids[0] if token_ids else None, last=last)
+            text, calls = shown + text, earlier + calls
         self.deltas.append(
             Delta(text, token_ids, logprobs, self.finish_reason, usage, calls, self.text.stopped, self.error)
         )

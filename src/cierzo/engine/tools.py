@@ -32,6 +32,10 @@ class ToolCallParser:
         self._inside = self._in_arguments = False
         self._held = ""
 
+    def marks(self, token: int) -> bool:
+        """Whether the token has a meaning in the format."""
+        return token in self._form.begin or token in self._form.arguments or token in self._form.end
+
     def push(self, text: str, token: int | None, *, last: bool) -> tuple[str, tuple[ToolCallDelta, ...]]:
         """The user's text and the pieces of calls that `token` (None at the end) and the text shown with it bring."""
         pieces: list[Piece] = []
