@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,8 +160,8 @@ def test_models_come_and_go_by_name(default_gguf: Path, monkeypatch: pytest.Monk
     async def test() -> None:
         models = Models({"one": default_gguf, "two": default_gguf}, LoadOptions(cache_tokens=512))
 
-        def free(device: object) -> int:  # room for one of them
-            return 150_000_000 - 100_000_000 * sum(e.llm is not None for e in models.entries.values())
+        def free(device: object) -> int:  # room for one of them, whose cache of 12 MB is not touched yet
+            return 162_000_000 - 100_000_000 * sum(e.llm is not None for e in models.entries.values())
 
         monkeypatch.setattr("cierzo.models.free_memory", free)
         with pytest.raises(UnknownModelError, match="no model 'three' here: use one of one, two"):
@@ -200,5 +201,50 @@ def test_an_idle_model_is_unloaded_and_comes_back(default_gguf: Path) -> None:
             assert again is not first
             assert (await whole(again, await again.encode("The sky"), GREEDY)).token_ids
         await models.close()
+
+    run(test)
+
+
+def test_who_leaves_during_a_load_lets_no_second_one_begin(default_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = 0
+
+    def slow(*arguments: Any, **options: Any) -> Loaded:
+        nonlocal loads
+        loads += 1
+        time.sleep(0.5)
+        return load_engine(*arguments, **options)
+
+    monkeypatch.setattr("cierzo.models.load_engine", slow)
+
+    async def test() -> None:
+        models = Models({"one": default_gguf}, LoadOptions(cache_tokens=512), keep=0.1)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02), models.use():
+                    pass
+        async with models.use() as llm:
+            assert loads == 1
+            assert (await whole(llm, await llm.encode("The sky"), GREEDY)).token_ids
+        while models.entries["one"].state != "unloading":
+            await asyncio.sleep(0)
+        async with models.use():  # waits for it to be gone, and loads again
+            assert loads == 2
+        await models.close()
+        with pytest.raises(CierzoError, match="shutting down"):
+            async with models.use():
+                pass
+
+    run(test)
+
+
+def test_closing_during_a_load_leaves_nothing_loaded(default_gguf: Path) -> None:
+    async def test() -> None:
+        models = Models({"one": default_gguf}, LoadOptions(cache_tokens=512))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02), models.use():
+                pass
+        assert models.entries["one"].state == "loading"
+        await models.close()
+        assert models.entries["one"].llm is None
 
     run(test)

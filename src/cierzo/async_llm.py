@@ -63,6 +63,11 @@ class AsyncLLM:
         return self._loaded.engine.metrics
 
     @property
+    def untouched(self) -> int:
+        """Bytes of the cache that it has not taken from the system yet."""
+        return self._loaded.engine.untouched
+
+    @property
     def pending(self) -> int:
         """Requests that run or wait."""
         return self._thread.pending

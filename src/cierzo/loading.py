@@ -143,7 +143,7 @@ def load(
 def _load(path: Path, options: LoadOptions, progress: bool) -> tuple[Transformer, Tokenizer]:
     tokenizer = load_tokenizer(path, options.chat_template)
     with progress_bar(f"loading {path.name}", wanted=progress) as report:
-        device, dtype = _device(options.device), _DTYPES[options.dtype]
+        device, dtype = resolve_device(options.device), _DTYPES[options.dtype]
         packed = options.dtype == "auto" and device.type == "cpu" and machine().kernels is not None
         transformer = load_model(path, dtype=dtype, packed=packed, device=device, progress=report)
     if tokenizer.vocab_size > transformer.config.vocab_size:
@@ -154,8 +154,8 @@ def _load(path: Path, options: LoadOptions, progress: bool) -> tuple[Transformer
     return transformer, tokenizer
 
 
-def load_engine(model: str | Path | None, options: LoadOptions, *, progress: bool = False) -> Loaded:
-    """A model ready to run.
+def load_engine(model: str | Path | None, options: LoadOptions, *, promised: int = 0, progress: bool = False) -> Loaded:
+    """A model ready to run. `promised` bytes of the free memory belong to other models' caches.
 
     Raises:
         CierzoError: no such model, broken files, options that it cannot have, or no memory.
@@ -170,7 +170,7 @@ def load_engine(model: str | Path | None, options: LoadOptions, *, progress: boo
         raise CierzoError(
             f"max_seq_len {longest} is more than the {config.max_seq_len} tokens that this model was made for"
         )
-    cache_tokens = options.cache_tokens or _affordable_tokens(transformer, longest, options)
+    cache_tokens = options.cache_tokens or _affordable_tokens(transformer, longest, options, promised)
     try:
         engine = Engine(
             transformer,
@@ -193,15 +193,17 @@ def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return config.n_layers * 2 * config.n_kv_heads * config.head_dim * dtype.itemsize
 
 
-def _affordable_tokens(model: Transformer, longest: int, options: LoadOptions) -> int:
+def _affordable_tokens(model: Transformer, longest: int, options: LoadOptions, promised: int) -> int:
     """The size of a cache that nobody stated."""
     size, config = options.block_size, model.config
     whole = max(blocks_bound(g.window, longest, options.chunk_size, size) for g in config.window_groups) * size
-    half = free_memory(model.norm.weight.device) // 2 // token_bytes(config, model.cache_dtype)
+    free = free_memory(model.norm.weight.device) - promised
+    half = free // 2 // token_bytes(config, model.cache_dtype)
     return max(size, min(_SEQUENCES * whole, half))
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device that a name means; "auto" is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

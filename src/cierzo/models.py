@@ -2,21 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import torch
+from typing import Any, Literal
 
 from cierzo.async_llm import AsyncLLM
 from cierzo.errors import CierzoError
-from cierzo.loading import LoadOptions, load_engine
+from cierzo.loading import LoadOptions, load_engine, resolve_device
 from cierzo.ops import free_memory
 from cierzo.weights.pull import resolve_model
+from cierzo.weights.source import open_source
 
-State = Literal["unloaded", "loading", "loaded"]
+State = Literal["unloaded", "loading", "loaded", "unloading"]
 
 
 class UnknownModelError(CierzoError):
@@ -31,6 +30,7 @@ class Entry:
         size: bytes of its files, which loading takes at least.
         users: requests that hold it now.
         used: when the last one let go, in `time.monotonic` seconds.
+        work: loading or unloading, which goes on when those who wait for it leave.
     """
 
     name: str
@@ -40,7 +40,8 @@ class Entry:
     users: int = 0
     used: float = 0.0
     state: State = "unloaded"
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    work: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
 
 
 class Models:
@@ -66,8 +67,9 @@ class Models:
         self.entries = {name: Entry(name, source) for name, source in sources.items()}
         self.default = next(iter(self.entries))
         self._options, self._keep, self._max_waiting = options or LoadOptions(), keep, max_waiting
-        self._progress = progress
-        self._loading = asyncio.Lock()  # one at a time: two would count the same free memory
+        self._device = resolve_device(self._options.device)
+        self._progress, self._closed = progress, False
+        self._one_load = asyncio.Lock()  # two at a time would count the same free memory
 
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncGenerator[AsyncLLM, None]:
@@ -75,78 +77,113 @@ class Models:
 
         Raises:
             UnknownModelError: no such name.
-            CierzoError: it cannot be loaded, or there is no memory for it, with the arithmetic.
+            CierzoError: it cannot be loaded, there is no memory for it (with the arithmetic), or `close` was called.
         """
         entry = self.entries.get(name or self.default)
         if entry is None:
             raise UnknownModelError(f"there is no model {name!r} here: use one of {', '.join(self.entries)}")
         entry.users += 1
         try:
-            async with entry.lock:
-                if entry.llm is None:
-                    await self._load(entry)
-            assert entry.llm is not None
+            while entry.llm is None:
+                if self._closed:
+                    raise CierzoError("the models are shutting down")
+                # A task of its own: loading cannot be stopped, so who leaves must not let another one begin beside it.
+                await asyncio.shield(entry.work or self._begin(entry, self._load(entry)))
             yield entry.llm
         finally:
             entry.users -= 1
-            entry.used = time.monotonic()
-            if self._keep is not None and not entry.users:
-                asyncio.get_running_loop().call_later(self._keep, self._expire, entry)
+            self._rest(entry)
 
     async def close(self, *, drain: bool = True) -> None:
-        """Stop every model."""
-        await asyncio.gather(*(e.llm.close(drain=drain) for e in self.entries.values() if e.llm is not None))
+        """Stop every model; one that is being loaded is stopped when it is there."""
+        self._closed = True
+        for entry in self.entries.values():
+            if entry.timer is not None:
+                entry.timer.cancel()
+        await asyncio.gather(*(e.work for e in self.entries.values() if e.work is not None), return_exceptions=True)
+        await asyncio.gather(*(self._unload(e, drain=drain) for e in self.entries.values() if e.llm is not None))
 
     def memory(self) -> str:
         """What the loaded models take and what is left, as a sum."""
-        parts = [f"{e.name} {_gib(self._taken(e))}" for e in self.entries.values() if e.llm is not None]
-        return f"{' + '.join(parts) or 'nothing'} loaded, {_gib(free_memory(torch.device('cpu')))} free"
+        parts = [
+            f"{e.name} {_gib(e.llm.card.weights + e.llm.card.cache)}"
+            for e in self.entries.values()
+            if e.llm is not None
+        ]
+        return f"{' + '.join(parts) or 'nothing'} loaded, {_gib(self._free())} free"
 
-    def _taken(self, entry: Entry) -> int:
-        return entry.llm.card.weights + entry.llm.card.cache if entry.llm is not None else 0
+    def _promised(self) -> int:
+        """Bytes of caches that the system will give when they are used, and so still counts as free."""
+        return sum(e.llm.untouched for e in self.entries.values() if e.llm is not None)
+
+    def _free(self) -> int:
+        return max(0, free_memory(self._device) - self._promised())
+
+    def _begin(self, entry: Entry, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        async def run() -> None:
+            try:
+                await work
+            finally:
+                entry.work = None
+                entry.state = "unloaded" if entry.llm is None else "loaded"
+
+        entry.work = asyncio.create_task(run())
+        # Its error is for those who wait; nobody may be left.
+        entry.work.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return entry.work
 
     async def _load(self, entry: Entry) -> None:
-        async with self._loading:
-            entry.state = "loading"
-            try:
-                path = await asyncio.to_thread(resolve_model, entry.source, progress=self._progress)
-                entry.size = await asyncio.to_thread(_size, path)
-                await self._make_room(entry)
-                loaded = await asyncio.to_thread(load_engine, path, self._options, progress=self._progress)
-                entry.llm = AsyncLLM(loaded, max_waiting=self._max_waiting)
-                entry.state = "loaded"
-            finally:
-                if entry.llm is None:
-                    entry.state = "unloaded"
+        entry.state = "loading"
+        path = await asyncio.to_thread(resolve_model, entry.source, progress=self._progress)  # may fetch it
+        async with self._one_load:
+            entry.size = await asyncio.to_thread(_size, path)
+            await self._make_room(entry)
+            loaded = await asyncio.to_thread(
+                load_engine, path, self._options, promised=self._promised(), progress=self._progress
+            )
+        entry.llm = AsyncLLM(loaded, max_waiting=self._max_waiting)
+        self._rest(entry)
 
     async def _make_room(self, entry: Entry) -> None:
         """Unload who was not used for longest until the model's files fit."""
-        while entry.size > (free := free_memory(torch.device("cpu"))):
+        while entry.size > (free := self._free()):
+            leaving = next((e.work for e in self.entries.values() if e.state == "unloading"), None)
             idle = [e for e in self.entries.values() if e.llm is not None and not e.users]
-            if not idle:
+            if leaving is None and not idle:
                 raise CierzoError(
                     f"no memory for {entry.name}: its weights take {_gib(entry.size)}, {_gib(free)} are free, "
                     f"and the other models are in use ({self.memory()})"
                 )
-            await self._unload(min(idle, key=lambda e: e.used))
+            if leaving is None:
+                oldest = min(idle, key=lambda e: e.used)
+                leaving = self._unload(oldest)
+            with suppress(Exception):
+                await asyncio.shield(leaving)
+
+    def _rest(self, entry: Entry) -> None:
+        """Nobody may be using the model: unload it when that stays so."""
+        entry.used = time.monotonic()
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+        if self._keep is not None and not entry.users and entry.llm is not None and not self._closed:
+            entry.timer = asyncio.get_running_loop().call_later(self._keep, self._expire, entry)
 
     def _expire(self, entry: Entry) -> None:
-        """Unload a model that nobody has used for long enough."""
-        assert self._keep is not None
-        if entry.llm is not None and not entry.users and time.monotonic() - entry.used >= self._keep:
-            self._unloading = asyncio.ensure_future(self._unload(entry))
+        if entry.llm is not None and not entry.users and entry.work is None:
+            self._unload(entry)
 
-    async def _unload(self, entry: Entry) -> None:
-        async with entry.lock:
-            if entry.users or entry.llm is None:  # somebody came meanwhile
-                return
-            llm, entry.llm, entry.state = entry.llm, None, "unloaded"
-            await llm.close()
+    def _unload(self, entry: Entry, *, drain: bool = True) -> "asyncio.Task[None]":
+        """Forget a model, at once for those who come; the task ends when its memory is given back."""
+        assert entry.llm is not None
+        llm, entry.llm, entry.state = entry.llm, None, "unloading"
+        return self._begin(entry, llm.close(drain=drain))
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [f for f in path.iterdir() if f.is_file()]
-    return sum(file.stat().st_size for file in files)
+    """Bytes of the files that hold a model's weights."""
+    source = open_source(path)
+    return sum(file.stat().st_size for file in {source.file(name) for name in source.shapes})
 
 
 def _gib(size: int) -> str:

@@ -40,6 +40,7 @@ class BlockPool:
         self._references = [0] * size
         self._blank = list(range(size - 1, -1, -1))  # taken from the end: low numbers first, and reused while warm
         self._kept: OrderedDict[int, None] = OrderedDict()  # free but named, least recently used first
+        self.touched = 0  # blocks from 0 on that ever held anything
         self._names: dict[int, bytes] = {}
         self._named: dict[bytes, int] = {}
 
@@ -66,6 +67,7 @@ class BlockPool:
             block, _ = self._kept.popitem(last=False)
             del self._named[self._names.pop(block)]
         self._references[block] = 1
+        self.touched = max(self.touched, block + 1)
         return block
 
     def share(self, block: int) -> None:

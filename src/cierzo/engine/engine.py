@@ -169,6 +169,16 @@ class Engine:
         return bool(self.scheduler.running or self.scheduler.waiting)
 
     @property
+    def untouched(self) -> int:
+        """Bytes of the cache that the system has not given yet, as nothing was ever written there."""
+        return sum(
+            side.numel() * side.element_size() // pool.size * (pool.size - pool.touched)
+            for layers, pool in zip(self.cache.groups, self.pools, strict=True)
+            for layer in layers
+            for side in self.cache.layers[layer]
+        )
+
+    @property
     def metrics(self) -> Metrics:
         now = self._metrics
         now.running, now.waiting = len(self.scheduler.running), len(self.scheduler.waiting)

@@ -164,7 +164,7 @@ class ModelCard(Answered):
     object: Literal["model"]
     created: int
     owned_by: str
-    state: Literal["unloaded", "loading", "loaded"]
+    state: Literal["unloaded", "loading", "loaded", "unloading"]
     max_model_len: int | None = Field(
         description="Longest prompt and answer together; null when not loaded or endless."
     )
