@@ -20,6 +20,7 @@ import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType, get_tensor_name_map
 
 from cierzo.model import PRESETS, ModelConfig
+from cierzo.weights.export_gguf import add_shape
 from make_checkpoint import parameter_shapes, show_progress
 
 PIECE = 1 << 20  # blocks drawn at a time
@@ -109,23 +110,6 @@ def pieces(random: np.random.Generator, shape: tuple[int, ...], quantised: Quant
             blocks[:, 2:4] = (7.5 * scales).astype("<f2").view(np.uint8).reshape(count, 2)
         yield blocks
         left -= count
-
-
-def add_shape(writer: GGUFWriter, config: ModelConfig) -> None:
-    writer.add_context_length(config.max_seq_len)
-    writer.add_embedding_length(config.dim)
-    writer.add_block_count(config.n_layers)
-    writer.add_feed_forward_length(config.hidden_dim)
-    writer.add_head_count(config.n_heads)
-    writer.add_head_count_kv(config.n_kv_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    if isinstance(config.sliding_window, int):
-        writer.add_sliding_window(config.sliding_window)
 
 
 def add_vocabulary(writer: GGUFWriter, size: int) -> None:

@@ -29,8 +29,10 @@ static int64_t walk(const std::vector<uint32_t>& tokens, const std::vector<float
 static int64_t choose(const Draw& d, size_t vocab) {
     int64_t best = -1;
     float peak = -std::numeric_limits<float>::infinity();
-    for (size_t t = 0; t < vocab; ++t)
+    for (size_t t = 0; t < vocab; ++t) {
+        if (std::isnan(d.scores[t])) return -1;
         if (d.scores[t] > peak && allows(d, t)) peak = d.scores[t], best = int64_t(t);
+    }
     if (best < 0 || !std::isfinite(peak)) return -1;
     if (d.temperature == 0) return best;
 

@@ -34,7 +34,7 @@ class LoadOptions:
         allow_beyond_limit: let a model whose every layer has a window go on past its limit, for ever; what it says
             there is the user's to judge.
         block_size: tokens in a block of the cache.
-        chunk_size: tokens computed in one step at most.
+        chunk_size: prompt tokens computed in one step at most.
         cache_tokens: tokens that the cache holds; when None, sixteen sequences of `max_seq_len`, or what half of the
             free memory holds if that is less.
         max_running: sequences computed together at most; more wait.

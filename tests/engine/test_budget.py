@@ -17,7 +17,7 @@ def test_a_step_with_a_prompt_stays_near_its_share(token: float, base: float, de
     for _ in range(50):
         budget.observe(decoding, 0, cost(decoding, 0, token, base))
     for _ in range(100):
-        prompt = budget.prompt_tokens(decoding)
+        prompt = budget.prompt_tokens(decoding) or budget.prompt_tokens(decoding)
         budget.observe(decoding, prompt, cost(decoding, prompt, token, base))
     alone = cost(decoding, 0, token, base)
     most = max(STALL * alone, alone + FEWEST * token)
@@ -34,6 +34,7 @@ def test_under_load_from_the_beginning_it_finds_its_way(token: float, base: floa
         decoding = min(n // 4, most)
         prompt = budget.prompt_tokens(decoding)
         budget.observe(decoding, prompt, cost(decoding, prompt, token, base))
+    prompt = max(budget.prompt_tokens(most) for _ in range(2))
     assert prompt >= min(512, FEWEST, most)
     assert cost(most, prompt, token, base) <= max(4 * cost(most, 0, token, base), cost(most, FEWEST, token, base) * 1.1)
 
@@ -55,3 +56,15 @@ def test_one_disturbed_step_does_not_decide() -> None:
     before = budget.prompt_tokens(4)
     budget.observe(4, before, 60.0)
     assert budget.prompt_tokens(4) > before / 2
+
+
+@pytest.mark.parametrize("first", [1.0, 3.0])
+def test_when_prompts_never_stop_a_wrong_first_guess_is_mended(first: float) -> None:
+    budget = StepBudget(512)
+    budget.observe(0, 64, 64 * 0.005)
+    for step in range(400):
+        prompt = budget.prompt_tokens(16)
+        seconds = 0.05 + prompt * 0.005
+        budget.observe(16, prompt, seconds * (first if step == 0 else 1))
+    prompt = max(budget.prompt_tokens(16) for _ in range(2))
+    assert 0.05 + prompt * 0.005 <= 1.15 * STALL * 0.05

@@ -163,9 +163,12 @@ def test_the_kernel_chooses_what_the_reference_does(
 
 def test_no_number_is_told() -> None:
     draw = Draw(torch.full((70,), torch.nan), 1.0, 0, 1.0, 0.0, 0.5)
+    some = torch.where(torch.arange(70) % 3 == 0, torch.nan, torch.arange(70.0))
+    partly = [Draw(some, temperature, 0, 1.0, 0.0, 0.5) for temperature in (0.0, 1.0)]
     nothing = Draw(SCORES, 0.0, 0, 1.0, 0.0, 0.5, torch.zeros(1, dtype=torch.uint8))
     for run in (sample, reference.sample):
         assert run([draw]) == [-1]
+        assert run(partly) == [-1, -1]
         assert run([nothing]) == [-1]
 
 

@@ -115,9 +115,9 @@ def test_arguments_come_as_they_are_written() -> None:
 def test_other_orders_and_spellings() -> None:
     one = '{"arguments": {"a": 1}, "name": "f", "id": "call_1"}'
     two = '{"id": "abc", "name": "g", "arguments": "{\\"b\\": 2}"}'
-    three = '{"name": "h"}'
+    three = '{"name": "h"}, {"name": "i", "arguments": null}, {"name": ' + "[" * 100_000 + "]" * 100_000 + "}"
     _, calls, deltas = parsed(MISTRAL, [5, f"[{one}, {two}, {three}]"])
-    assert calls == [("f", '{"a": 1}'), ("g", '{"b": 2}'), ("h", "{}")]
+    assert calls == [("f", '{"a": 1}'), ("g", '{"b": 2}'), ("h", "{}"), ("i", "{}")]
     assert [d.id for d in deltas if d.id][1] == "abc"
 
 

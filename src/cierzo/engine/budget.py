@@ -12,6 +12,8 @@ LONGEST = 2.0
 FEWEST = 4
 """Rows that kernels compute together; fewer prompt tokens cost nearly as much."""
 _FIRST_CHUNK = 64
+_MIXED = 32
+"""Steps with prompts in a row, after which one goes without, so that decoding is measured and not guessed."""
 _WEIGHT = 0.2  # of the newest measurement in the running means
 
 
@@ -19,23 +21,32 @@ class StepBudget:
     def __init__(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
         self._token: float | None = None  # seconds of one prompt token
+        self._mixed = 0
         self._decode: dict[int, float] = {}  # seconds of a step without prompts, by the number of sequences
+        self._guessed: set[int] = set()  # of them, those that no step without prompts has shown
 
     def prompt_tokens(self, decoding: int) -> int:
         """The most prompt tokens for a step in which `decoding` sequences get a token each."""
         if self._token is None:
             return min(_FIRST_CHUNK, self.chunk_size)
+        if decoding and self._mixed >= _MIXED:
+            self._mixed = 0
+            return 0
         seconds = (STALL - 1) * self._decode_seconds(decoding) if decoding else LONGEST
         return max(1, min(self.chunk_size, max(FEWEST, int(seconds / self._token))))
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step."""
+        self._mixed = self._mixed + 1 if decoding and prompt_tokens else 0
         if not prompt_tokens:
-            self._decode[decoding] = _mean(self._decode.get(decoding), seconds)
+            guessed = decoding in self._guessed
+            self._guessed.discard(decoding)
+            self._decode[decoding] = _mean(None if guessed else self._decode.get(decoding), seconds)
         elif not decoding:
             self._token = _mean(self._token, self._plausible(seconds / prompt_tokens))
         elif decoding not in self._decode and self._token is not None:
-            # Under load there may never be a step without a prompt.
+            # Under load it takes a while until a step has no prompt.
+            self._guessed.add(decoding)
             self._decode[decoding] = max(seconds - prompt_tokens * self._token, decoding * self._token)
         else:
             each = (seconds - self._decode_seconds(decoding)) / prompt_tokens

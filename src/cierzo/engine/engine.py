@@ -31,7 +31,7 @@ class Engine:
 
     Args:
         max_seq_len: longest prompt and answer together, in tokens; None lets windowed models go on for ever.
-        chunk_size: tokens computed in one step at most.
+        chunk_size: prompt tokens computed in one step at most.
         cache_tokens: tokens that the cache holds; a windowed sequence never needs more than its window and a chunk.
         max_running: sequences that are computed together at most.
 

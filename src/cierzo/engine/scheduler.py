@@ -4,7 +4,7 @@ Each step takes one token of every sequence that is decoding, then prompts in ch
 allows. Sequences stand in a row by priority and then by arrival: who stands further in front is admitted first, and
 when the cache is full, who stands last gives its blocks to those before it and is computed again later (preemption by
 recomputation: what it has said stays, and blocks that nobody took meanwhile are found again). The first of the row
-can always take what it needs, so everybody's turn comes.
+can always take what it needs. `max_running` places are given by rank, and nobody is sent away from one for a newcomer.
 """
 
 import sys
@@ -22,7 +22,7 @@ class Scheduler:
 
     Args:
         pools, windows: of each window group.
-        chunk_size: tokens computed in one step at most.
+        chunk_size: prompt tokens computed in one step at most, beside a token of everybody who is decoding.
         max_running: sequences that decode together at most.
     """
 
@@ -78,7 +78,7 @@ class Scheduler:
         while place < len(self.running):  # preempting takes from its end
             sequence = self.running[place]
             place += 1
-            if sequence.uncomputed > 1:
+            if sequence.uncomputed > 1 and budget:
                 self._reuse(sequence)
             prompt = sequence.uncomputed > 1
             tokens = min(sequence.uncomputed, budget) if prompt else 1
@@ -107,7 +107,7 @@ class Scheduler:
         """Let in who stands in front while there is memory, at the expense of those with a lower priority."""
         while self.waiting and len(self.running) < self.max_running:
             first = self.waiting[0]
-            while not self._fits(first) and self.running and _rank(self.running[-1]) > _rank(first):
+            while not self._fits(first) and self.running and self.running[-1].priority > first.priority:
                 self._preempt()
             if not self._fits(first):
                 return

@@ -195,7 +195,7 @@ class _CallReader:
         elif key == "id":
             self._id = _text(value)
         elif key == "arguments" and not self._streaming:
-            written = _text(value) if value.startswith('"') else value
+            written = _text(value) if value.startswith('"') else "" if value == "null" else value
             if self._begun:
                 yield ToolCallDelta(self._index, arguments=written or "{}")
             else:
@@ -209,15 +209,13 @@ class _CallReader:
             yield self._raw
         elif not self._has_arguments:
             yield ToolCallDelta(self._index, arguments="{}")
-        index = self._index
         self._reset()
-        self._index = index
 
 
 def _text(value: str) -> str | None:
     """The text that a JSON string says."""
     try:
         text = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return text if isinstance(text, str) else None

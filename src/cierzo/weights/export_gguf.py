@@ -61,7 +61,7 @@ def export_gguf(
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out, progress=True):
             writer = gguf.GGUFWriter(part, "llama")
-            _add_shape(writer, source.config, name, kind)
+            _add_metadata(writer, source.config, name, kind)
             for key, value in padded_vocabulary(vocabulary, source.config.vocab_size).items():
                 _add_value(writer, key, value)
             plan = _plan(source, shapes, kind)
@@ -189,7 +189,7 @@ def _panel_blocks(matrix: PackedMatrix, start: int) -> Tensor:
     return whole.flatten(1, 2)[:, :groups_in_row].flatten(1)
 
 
-def _add_shape(writer: "GGUFWriter", config: ModelConfig, name: str, kind: str) -> None:
+def _add_metadata(writer: "GGUFWriter", config: ModelConfig, name: str, kind: str) -> None:
     import gguf
 
     file_types = {
@@ -200,6 +200,14 @@ def _add_shape(writer: "GGUFWriter", config: ModelConfig, name: str, kind: str) 
     writer.add_name(name)
     writer.add_file_type(file_types[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_shape(writer, config)
+    if config.moe:
+        writer.add_expert_count(config.moe.num_experts)
+        writer.add_expert_used_count(config.moe.num_experts_per_tok)
+
+
+def add_shape(writer: "GGUFWriter", config: ModelConfig) -> None:
+    """The metadata that say a dense model's dimensions; all layers have one window, or none."""
     writer.add_context_length(config.max_seq_len)
     writer.add_embedding_length(config.dim)
     writer.add_block_count(config.n_layers)
@@ -215,9 +223,6 @@ def _add_shape(writer: "GGUFWriter", config: ModelConfig, name: str, kind: str) 
     window = config.windows[0]
     if window is not None:
         writer.add_sliding_window(window.size)
-    if config.moe:
-        writer.add_expert_count(config.moe.num_experts)
-        writer.add_expert_used_count(config.moe.num_experts_per_tok)
 
 
 def _add_value(writer: "GGUFWriter", key: str, value: Any) -> None:
