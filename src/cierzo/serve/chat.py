@@ -76,8 +76,8 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
         structure=forced or structure,
     )
     question = Question(
-        [prompt], params, body.n or 1, continues=continued, tools=bool(tools), priority=body.priority or 0, cache_salt=body.cache_salt,
-        structure_param="tools" if forced else param,
+        [prompt], params, body.n or 1, continues=continued, tools=bool(tools), priority=body.priority or 0,
+        cache_salt=body.cache_salt, structure_param="tools" if forced else param,
     )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 

@@ -1,4 +1,4 @@
-"""What the chat page needs beside the APIs: the state of the models, Markdown as HTML, and its files, well locked up."""
+"""What the chat page needs beside the APIs: the models' state, Markdown as HTML, and its files, well locked up."""
 
 from typing import Annotated
 

@@ -19,22 +19,23 @@ LONGEST = 200_000
 """Characters of a text at most."""
 _LONGEST_CODE = 20_000
 """Characters of code that are highlighted at most: lexers are slow."""
-_LEXERS = frozenset(
-    "bash c cpp c++ csharp c# css diff dockerfile go golang haskell html http ini java javascript js json jsx julia "
-    "kotlin latex lua make makefile markdown md objective-c perl php powershell python py pycon r ruby rb rust rs "
-    "scala sh shell sql swift tex toml ts tsx typescript xml yaml yml zig".split()
-)
+_LEXERS = """
+bash c cpp c++ csharp c# css diff dockerfile go golang haskell html http ini java javascript js json jsx julia kotlin
+latex lua make makefile markdown md objective-c perl php powershell python py pycon r ruby rb rust rs scala sh shell
+sql swift tex toml ts tsx typescript xml yaml yml zig
+""".split()  # noqa: SIM905
 """Languages that answers are written in; lexers for others see no text of strangers."""
-_TAGS = set(
-    "a blockquote br code del em h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul".split()
-)
+_TAGS = {
+    "a", "blockquote", "br", "code", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "s", "span", "strong",
+    "table", "tbody", "td", "th", "thead", "tr", "ul",
+}  # fmt: skip
 _ATTRIBUTES: dict[str, set[str]] = {"a": {"href", "title"}, "ol": {"start"}, "pre": {"data-language"}}
 _ALIGNED = {"text-align:left": "left", "text-align:center": "center", "text-align:right": "right"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of the topmost level (a paragraph, a list, a table, ...), and the lines `begin <= line < end` it is of."""
+    """A block of the topmost level (a paragraph, a list, a table), and its lines `begin <= line < end`."""
 
     html: str
     begin: int
@@ -46,7 +47,9 @@ class _Renderer(RendererHTML):
 
     def fence(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: MutableMapping[str, Any]) -> str:
         language = tokens[idx].info.strip().partition(" ")[0].lower()[:32]
-        return f'<pre data-language="{nh3.clean_text(language)}"><code>{_code(tokens[idx].content, language)}</code></pre>'
+        return (
+            f'<pre data-language="{nh3.clean_text(language)}"><code>{_code(tokens[idx].content, language)}</code></pre>'
+        )
 
     def code_block(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: MutableMapping[str, Any]) -> str:
         return f"<pre><code>{nh3.clean_text(tokens[idx].content)}</code></pre>"

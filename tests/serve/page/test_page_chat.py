@@ -1,6 +1,7 @@
 """A conversation in the browser: answers that stream, branches, what is kept, settings and tools."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from cierzo import Delta, Message
 from cierzo.engine import ToolCallDelta
+from cierzo.serve.app import PAGE
 from support.scripted import ScriptedLLM, ScriptedServer, scripted
 from support.server import Process
 
@@ -86,7 +88,9 @@ def test_stop_and_continue(server: ScriptedServer, new_chat: Any) -> None:
     chat.page.wait_for_timeout(300)
     assert _llm(server).closed > closed
     chat.press("Continue")
-    chat.page.wait_for_function("n => document.querySelector('article.assistant .body').innerText.length > n", arg=len(text) + 50)
+    chat.page.wait_for_function(
+        "n => document.querySelector('article.assistant .body').innerText.length > n", arg=len(text) + 50
+    )
     chat.page.click("#stop")
     chat.finished()
     assert _llm(server).begun[-1].strip() == text.strip()
@@ -251,7 +255,7 @@ def test_context_and_window_are_shown(server: ScriptedServer, new_chat: Any) -> 
 def test_schema_and_request_as_code(server: ScriptedServer, new_chat: Any) -> None:
     chat = new_chat(server.url)
     page = chat.page
-    page.fill("#question", "it's \"quoted\" and 日本語")
+    page.fill("#question", 'it\'s "quoted" and 日本語')
     page.click("#open-developer")
     page.fill("#schema", '{"type": ')
     assert "not JSON yet" in page.locator("#schema-wrong").inner_text()
@@ -262,15 +266,17 @@ def test_schema_and_request_as_code(server: ScriptedServer, new_chat: Any) -> No
     page.select_option("#request-form", "json")
     body = json.loads(page.locator("#request").inner_text())
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    assert body["messages"] == [{"role": "user", "content": "it's \"quoted\" and 日本語"}]
+    assert body["messages"] == [{"role": "user", "content": 'it\'s "quoted" and 日本語'}]
     page.select_option("#request-form", "python")
     code = page.locator("#request").text_content()
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert told.stdout == "Answer to it's \"quoted\" and 日本語, 1 messages.\n", told.stderr
+    assert told.stdout == 'Answer to it\'s "quoted" and 日本語, 1 messages.\n', told.stderr
     page.select_option("#request-form", "curl")
     command = page.locator("#request").text_content()
     assert command.startswith(f"curl {server.url}/v1/chat/completions")
-    shown = subprocess.run(["bash", "-c", f"curl() {{ printf '%s' \"${{!#}}\"; }}; {command}"], capture_output=True, text=True)
+    shown = subprocess.run(
+        ["bash", "-c", f"curl() {{ printf '%s' \"${{!#}}\"; }}; {command}"], capture_output=True, text=True
+    )
     assert json.loads(shown.stdout) == body
     page.click("#copy-request")
     assert page.evaluate("navigator.clipboard.readText()") == command
@@ -305,7 +311,10 @@ def test_japanese_and_composition(server: ScriptedServer, new_chat: Any) -> None
     assert page.locator("html").get_attribute("lang") == "ja"
     assert page.locator("#send").inner_text() == "送信"
     keys = page.evaluate("import('/japanese.js').then(m => Object.keys(m.JAPANESE).sort())")
-    used = page.evaluate("[...document.querySelectorAll('*')].flatMap(e => [e.dataset.t, e.dataset.tLabel, e.dataset.tPlaceholder]).filter(Boolean)")
+    used = page.evaluate(
+        """[...document.querySelectorAll('*')]
+            .flatMap(({ dataset }) => [dataset.t, dataset.tLabel, dataset.tPlaceholder]).filter(Boolean)"""
+    )
     assert set(used) <= set(keys)
     asked = len(_llm(server).asked)
     page.focus("#question")
@@ -337,22 +346,14 @@ def test_japanese_and_composition(server: ScriptedServer, new_chat: Any) -> None
 def test_every_text_has_both_languages(server: ScriptedServer, new_chat: Any) -> None:
     """Whatever name the modules ask for."""
     chat = new_chat(server.url)
-    missing = chat.page.evaluate(
-        """async () => {
-            const { t, setLanguage } = await import('/i18n.js');
-            const { JAPANESE } = await import('/japanese.js');
-            const names = Object.keys(JAPANESE);
-            setLanguage('en');
-            return names.filter((name) => { try { return !t(name); } catch { return true; } });
-        }"""
-    )
-    assert missing == []
-    folder = Path(__file__).parents[3] / "src/cierzo/serve/page"
-    english = set(chat.page.evaluate("import('/japanese.js').then(m => Object.keys(m.JAPANESE))"))
-    text = (folder / "i18n.js").read_text()
-    import re
-
-    assert set(re.findall(r'^  "?([\w-]+)"?: "', text, re.M)) <= english
+    japanese = set(chat.page.evaluate("import('/japanese.js').then(m => Object.keys(m.JAPANESE))"))
+    texts = (PAGE / "i18n.js").read_text()
+    english = set(re.findall(r'^  "?([\w-]+)"?: "', texts, re.M))
+    document = set(re.findall(r'data-t(?:-\w+)?="(\w+)"', (PAGE / "index.html").read_text()))
+    assert len(english) > 50
+    assert english | document == japanese
+    code = "".join(file.read_text() for file in PAGE.glob("*.js"))
+    assert set(re.findall(r'\bt\("([\w-]+)"', code)) <= japanese
 
 
 def test_everything_by_keyboard(server: ScriptedServer, new_chat: Any) -> None:
@@ -385,7 +386,20 @@ def test_everything_by_keyboard(server: ScriptedServer, new_chat: Any) -> None:
     for _ in range(40):
         keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
-    assert {"new", "search", "title", "icon", "import", "menu", "model", "open-settings", "open-developer", "messages", "question", "send"} <= reached
+    assert {
+        "new",
+        "search",
+        "title",
+        "icon",
+        "import",
+        "menu",
+        "model",
+        "open-settings",
+        "open-developer",
+        "messages",
+        "question",
+        "send",
+    } <= reached
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])

@@ -1,4 +1,4 @@
-"""When the server is gone, busy, refuses, wants a key, or has a guard: said plainly, and nothing that was typed is lost."""
+"""The server is gone, busy, refuses, wants a key, or has a guard: said plainly, and nothing that was typed is lost."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 from cierzo import Message
 from cierzo.serve.auth import Key
-from support.scripted import ScriptedLLM, ScriptedServer, scripted
+from support.scripted import ScriptedLLM, scripted
 
 _SECRET = "ann-secret-of-many-letters"
 _FAILED = r"Failed to load resource|ERR_"

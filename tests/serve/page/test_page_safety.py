@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from cierzo import Message
+from cierzo.serve.app import PAGE
 from support.hostile import SCRIPTS
 from support.scripted import ScriptedLLM, ScriptedServer, scripted
-
-FOLDER = Path(__file__).parents[3] / "src/cierzo/serve/page"
 
 
 def _say(messages: list[Message]) -> Iterator[str]:
@@ -76,7 +75,8 @@ def test_the_policy_blocks_what_would_get_through(server: ScriptedServer, new_ch
             box.append(style);
             await new Promise((resolve) => setTimeout(resolve, 200));
             box.remove();
-            return { trusted, violated, hacked: typeof window.hacked, display: getComputedStyle(document.body).display };
+            const { display } = getComputedStyle(document.body);
+            return { trusted, violated, hacked: typeof window.hacked, display };
         }"""
     )
     assert told["trusted"] == "refused"
@@ -88,9 +88,7 @@ def test_the_policy_blocks_what_would_get_through(server: ScriptedServer, new_ch
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 @pytest.mark.parametrize("language", ["en-GB", "ja-JP"])
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_everybody_can_use_it(
-    server: ScriptedServer, new_chat: Any, size: str, language: str, colours: str
-) -> None:
+def test_everybody_can_use_it(server: ScriptedServer, new_chat: Any, size: str, language: str, colours: str) -> None:
     """axe-core's rules (WCAG 2 A and AA) on the conversation and every dialog; nothing is wider than the screen."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     chat = new_chat(server.url, size, language, colours)
@@ -102,7 +100,9 @@ def test_everybody_can_use_it(
 
     def check(where: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
-        found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})")
+        found = page.evaluate(
+            "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+        )
         faults = [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]]) for v in found["violations"]]
         assert faults == [], where
 
@@ -137,9 +137,9 @@ def test_screen_readers_are_told(server: ScriptedServer, new_chat: Any) -> None:
 
 
 def test_the_page_is_small_and_whole() -> None:
-    files = sorted(FOLDER.iterdir())
+    files = sorted(PAGE.iterdir())
     assert sum(file.stat().st_size for file in files) < 100_000
-    index = (FOLDER / "index.html").read_text()
+    index = (PAGE / "index.html").read_text()
     for file in files:
         if file.suffix == ".js":
             assert file.name in index, f"{file.name} is fetched late: add a modulepreload"

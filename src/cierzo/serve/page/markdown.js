@@ -28,8 +28,12 @@ function frameCode(pre) {
     setTimeout(() => (event.target.textContent = t("copyCode")), 1500);
   };
   const head = element("div", { class: "code-head" }, element("span", {}, language), button(t("copyCode"), copyCode));
-  pre.replaceWith(element("div", { class: "framed" }, head, pre));
-  Object.entries({ tabindex: "0", role: "region", "aria-label": `${t("code")} ${language}` }).forEach((pair) => pre.setAttribute(...pair));
+  const frame = element("div", { class: "framed" }, head);
+  pre.replaceWith(frame);
+  frame.append(pre);
+  pre.tabIndex = 0;
+  pre.role = "region";
+  pre.ariaLabel = `${t("code")} ${language}`;
 }
 
 function frameTable(table) {
@@ -81,12 +85,15 @@ export class Writer {
   }
 
   async #loop() {
-    while (this.#stale) {
-      this.#stale = false;
-      await this.#update();
-      await pause(INTERVAL);
+    try {
+      while (this.#stale) {
+        this.#stale = false;
+        await this.#update();
+        await pause(INTERVAL);
+      }
+    } finally {
+      this.#work = null;
     }
-    this.#work = null;
   }
 
   async #update() {
