@@ -45,7 +45,7 @@ def _say(messages: list[Message]) -> Iterator[str | Delta]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
     models = {
-        "windowed": ScriptedLLM(_say, delay=0.004, window=64, context=1024),
+        "windowed": ScriptedLLM(_say, delay=0.004, window=64, context=4096),
         "other": ScriptedLLM(_say, delay=0.004, context=None),
     }
     with scripted(models) as server:
@@ -78,7 +78,7 @@ def test_markdown_streams_and_closed_blocks_are_not_touched(server: ScriptedServ
 def test_stop_and_continue(server: ScriptedServer, new_chat: Any) -> None:
     chat = new_chat(server.url)
     chat.say("slow")
-    chat.page.wait_for_function("document.querySelector('article.assistant .body')?.innerText.includes('word20')")
+    chat.until("document.querySelector('article.assistant .body')?.innerText.includes('word20')")
     closed = _llm(server).closed
     chat.page.keyboard.press("Escape")
     chat.finished()
@@ -88,9 +88,7 @@ def test_stop_and_continue(server: ScriptedServer, new_chat: Any) -> None:
     chat.page.wait_for_timeout(300)
     assert _llm(server).closed > closed
     chat.press("Continue")
-    chat.page.wait_for_function(
-        "n => document.querySelector('article.assistant .body').innerText.length > n", arg=len(text) + 50
-    )
+    chat.until("n => document.querySelector('article.assistant .body').innerText.length > n", arg=len(text) + 50)
     chat.page.click("#stop")
     chat.finished()
     assert _llm(server).begun[-1].strip() == text.strip()
@@ -182,7 +180,7 @@ def test_conversations_are_kept_found_renamed_carried_and_deleted(
     for wrong in ("{", "[]", '{"format": "cierzo-conversations", "version": 1, "conversations": [{"id": "x"}]}'):
         file.write_text(wrong)
         other.page.set_input_files("#import-file", file)
-        other.page.wait_for_function("document.getElementById('notice').innerText.includes('holds no conversations')")
+        other.until("document.getElementById('notice').innerText.includes('holds no conversations')")
         assert other.page.locator("#conversations li").count() == 2
 
 
@@ -204,7 +202,7 @@ def test_system_prompt_and_sampling(server: ScriptedServer, new_chat: Any) -> No
     assert (params.temperature, params.top_k, params.max_tokens, params.seed) == (0.2, 5, 77, 3)
     assert _llm(server).asked[-1][0] == {"role": "system", "content": "Be brief."}
     page.reload()
-    page.wait_for_function("document.getElementById('model').value")
+    chat.until("document.getElementById('model').value")
     chat.ask("hello")
     assert _llm(server).params[-1].max_tokens == 77
     page.click("#open-settings")
@@ -222,7 +220,7 @@ def test_models_are_picked_and_loaded(server: ScriptedServer, new_chat: Any) -> 
     assert options == ["windowed (loaded, 150 MiB)", "other (not loaded)"]
     assert "150 MiB" in page.locator("#memory").inner_text()
     page.select_option("#model", "other")
-    page.wait_for_function("document.getElementById('model').innerText.includes('other (loaded, 150 MiB)')")
+    chat.until("document.getElementById('model').innerText.includes('other (loaded, 150 MiB)')")
     assert "300 MiB" in page.locator("#memory").inner_text()
     chat.ask("hello")
     assert page.locator("article.assistant h2").inner_text() == "other"
@@ -233,18 +231,18 @@ def test_context_and_window_are_shown(server: ScriptedServer, new_chat: Any) -> 
     chat = new_chat(server.url)
     chat.ask("long")
     told = chat.page.locator("#context").inner_text()
-    assert told == "7 of 1,024 tokens of context used · the sliding window sees the last 64 (the darker part)"
+    assert told == "7 of 4,096 tokens of context used · the sliding window sees the last 64 (the darker part)"
     prompt = "x" * 397
     chat.ask(prompt)
     # Of the prompt: two more tokens a message. The answer is one piece, and so one token.
-    assert chat.page.locator("#context").inner_text().startswith(f"{6 + 502 + 399 + 1:,} of 1,024")
+    assert chat.page.locator("#context").inner_text().startswith(f"{6 + 502 + 399 + 1:,} of 4,096")
     width = chat.page.locator("#bar").evaluate("e => e.clientWidth")
     past, seen = chat.page.evaluate("[...document.getElementById('bar').children].map(e => e.clientWidth)")
-    assert seen == pytest.approx(width * 64 / 1024, abs=1)
-    assert past == pytest.approx(width * (908 - 64) / 1024, abs=1)
+    assert seen == pytest.approx(width * 64 / 4096, abs=1)
+    assert past == pytest.approx(width * (908 - 64) / 4096, abs=1)
     assert "64" in chat.page.locator("#bar").get_attribute("aria-label")
     chat.say("slow")
-    chat.page.wait_for_function("document.querySelectorAll('article')[5]?.innerText.includes('word30')")
+    chat.until("document.querySelectorAll('article')[5]?.innerText.includes('word30')")
     chat.page.click("#stop")
     chat.finished()
     stats = chat.page.locator(".stats").last.inner_text()
@@ -412,12 +410,12 @@ def test_the_real_model(smollm: Process, new_chat: Any, size: str) -> None:
     assert "Paris" in chat.ask("What is the capital of France?")
     assert "tokens/s" in page.locator(".stats").last.inner_text()
     chat.say("Write a very long story about the wind.")
-    page.wait_for_function("document.querySelectorAll('article')[3]?.innerText.length > 80")
+    chat.until("document.querySelectorAll('article')[3]?.innerText.length > 80")
     page.click("#stop")
     chat.finished()
     begun = chat.answer()
     chat.press("Continue")
-    page.wait_for_function("n => document.querySelectorAll('article')[3].innerText.length > n + 60", arg=len(begun))
+    chat.until("n => document.querySelectorAll('article')[3].innerText.length > n + 60", arg=len(begun))
     page.click("#stop")
     chat.finished()
     assert chat.answer().startswith(begun[:60])

@@ -27,7 +27,7 @@ def _server(**more: Any) -> Any:
 
 
 def _notice(chat: Any, text: str) -> None:
-    chat.page.wait_for_function("text => document.getElementById('notice').innerText.includes(text)", arg=text)
+    chat.until("text => document.getElementById('notice').innerText.includes(text)", arg=text)
 
 
 def test_an_answer_goes_on_when_the_server_is_back(new_chat: Any) -> None:
@@ -35,7 +35,7 @@ def test_an_answer_goes_on_when_the_server_is_back(new_chat: Any) -> None:
         chat = new_chat(server.url)
         chat.expected = _FAILED
         chat.say("slow")
-        chat.page.wait_for_function("document.querySelector('article.assistant .body')?.innerText.includes('word5')")
+        chat.until("document.querySelector('article.assistant .body')?.innerText.includes('word5')")
         server.stop()
         _notice(chat, "does not answer")
         begun = chat.answer()
@@ -82,7 +82,7 @@ def test_an_answer_that_broke_off_with_the_page_can_be_continued(new_chat: Any) 
     with _server() as server:
         chat = new_chat(server.url)
         chat.say("slow")
-        chat.page.wait_for_function("document.querySelector('article.assistant .body')?.innerText.includes('word5')")
+        chat.until("document.querySelector('article.assistant .body')?.innerText.includes('word5')")
         chat.page.wait_for_timeout(2200)  # copies are kept every two seconds
         chat.page.reload()
         chat.page.locator("#conversations .title").click()
@@ -138,10 +138,10 @@ def test_a_key_is_asked_for_and_kept_for_the_session_only(new_chat: Any, size: s
         page.wait_for_selector("#key[open]")
         page.fill("#key-text", "wrong")
         page.click("#use-key")
-        page.wait_for_function("document.getElementById('key-wrong').innerText.includes('not known')")
+        chat.until("document.getElementById('key-wrong').innerText.includes('not known')")
         page.fill("#key-text", _SECRET)
         page.keyboard.press("Enter")
-        page.wait_for_function("document.getElementById('model').value")
+        chat.until("document.getElementById('model').value")
         assert chat.ask("hello") == "Answer to hello."
         kept = page.evaluate("JSON.stringify({...localStorage})")
         assert _SECRET not in kept
@@ -152,7 +152,7 @@ def test_a_key_is_asked_for_and_kept_for_the_session_only(new_chat: Any, size: s
         assert _SECRET not in page.content()
         page.keyboard.press("Escape")
         page.reload()
-        page.wait_for_function("document.getElementById('model').value")
+        chat.until("document.getElementById('model').value")
         other = page.context.new_page()
         other.goto(server.url)
         other.wait_for_selector("#key[open]")
@@ -177,19 +177,20 @@ def test_what_a_guard_says_is_shown(new_chat: Any) -> None:
         body = chunk({"content": "Some of it"}) + chunk({}, "content_filter", guard=verdict) + "data: [DONE]\n\n"
         route.fulfill(status=200, content_type="text/event-stream", body=body)
 
-    def state(route: Any) -> None:
+    def health(route: Any) -> None:
         told = route.fetch().json()
-        route.fulfill(json={**told, "guard": {"name": "standard", "mode": "enforce"}})
+        route.fulfill(json={**told, "guard": {"policy": "standard", "mode": "enforce"}})
 
     with _server() as server:
         chat = new_chat(server.url)
         chat.ask("without a guard")
         assert "Guard" not in chat.page.locator("article.assistant .foot").inner_text()
-        chat.page.route("**/page/state", state)
+        chat.page.route("**/health", health)
         chat.page.route("**/v1/chat/completions", answer)
         chat.page.reload()
-        chat.page.wait_for_function("document.getElementById('model').value")
+        chat.until("document.getElementById('model').value")
         assert chat.ask("with one") == "Some of it"
+        assert "Guard: standard (enforce)" in chat.page.locator("#memory").inner_text()
         foot = chat.page.locator("article.assistant .foot").inner_text()
         assert "The guard ended this answer." in foot
         assert "Guard, question: nothing found" in foot

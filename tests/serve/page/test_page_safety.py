@@ -22,7 +22,7 @@ def _say(messages: list[Message]) -> Iterator[str]:
         yield from (f"Sentence {n} of a **long** story. " + ("\n\n" if n % 8 == 0 else "") for n in range(300))
     else:
         yield (
-            "### Title\n\nText with `code` and [a link](https://a.example).\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n"
+            "# Title\n\nText with `code` and [a link](https://a.example).\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n"
             "```python\n# why\ndef f(x: int) -> str:\n    return 'x' * 3\n```\n\n> quoted\n\n1. one\n2. two\n"
         )
 
@@ -63,7 +63,7 @@ def test_the_policy_blocks_what_would_get_through(server: ScriptedServer, new_ch
             let trusted = 'taken';
             try { box.innerHTML = '<b>x</b>'; } catch { trusted = 'refused'; }
             const button = document.createElement('button');
-            button.setAttribute('onclick', 'window.hacked = 1');
+            try { button.setAttribute('onclick', 'window.hacked = 1'); } catch { trusted += ', refused'; }
             box.append(button);
             button.click();
             const image = document.createElement('img');
@@ -79,10 +79,10 @@ def test_the_policy_blocks_what_would_get_through(server: ScriptedServer, new_ch
             return { trusted, violated, hacked: typeof window.hacked, display };
         }"""
     )
-    assert told["trusted"] == "refused"
+    assert told["trusted"] == "refused, refused"
     assert told["hacked"] == "undefined"
     assert told["display"] == "flex"
-    assert {"script-src-attr", "img-src", "connect-src", "style-src-elem"} <= set(told["violated"])
+    assert {"require-trusted-types-for", "img-src", "connect-src", "style-src-elem"} <= set(told["violated"])
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])
@@ -115,7 +115,8 @@ def test_everybody_can_use_it(server: ScriptedServer, new_chat: Any, size: str, 
         check(dialog)
         page.keyboard.press("Escape")
     if size == "phone":
-        page.evaluate("document.getElementById('menu').click()")
+        page.click("#close-sidebar")
+        assert not page.locator("#sidebar").is_visible()
     for button, dialog in (("#open-settings", "#settings"), ("#open-developer", "#developer")):
         page.click(button)
         check(dialog)
@@ -152,7 +153,7 @@ def test_first_paint(server: ScriptedServer, new_chat: Any) -> None:
     times = []
     for _ in range(5):
         chat.page.reload()
-        chat.page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+        chat.until("performance.getEntriesByName('first-contentful-paint').length")
         times.append(chat.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
     print(f"first contentful paint: {sorted(times)} ms")
     assert min(times) < 300  # the machine may be busy; a page that is slow is so every time

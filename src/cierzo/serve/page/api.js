@@ -43,7 +43,13 @@ async function ask(path, { body, signal } = {}) {
   return response;
 }
 
-export const pageState = async () => (await ask("/page/state")).json();
+/** `/page/state`, and of `/health` what guards the answers, if something does. */
+export async function pageState() {
+  const [state, health] = await Promise.all([ask("/page/state"), fetch("/health").catch(() => null)]);
+  const told = await health?.json().catch(() => null);
+  return { ...(await state.json()), guard: told?.guard ?? null };
+}
+
 export const render = async (text) => (await ask("/page/render", { body: { text } })).json();
 export const load = (model) => ask("/tokenize", { body: { model, prompt: "" } });
 

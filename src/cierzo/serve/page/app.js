@@ -25,13 +25,14 @@ for (const close of document.querySelectorAll("[data-close]")) {
 document.addEventListener("keydown", (event) => {
   if (event.isComposing || event.keyCode === 229) return;
   const command = event.ctrlKey || event.metaKey;
+  const letter = event.key.toLowerCase();
   const open = document.querySelector("dialog[open]");
   if (event.key === "Escape" && !open && session.turns.has(session.conversation.id)) stop(session.conversation);
   else if (command && event.key === "/" && !open) $("help").showModal();
-  else if (command && event.key === "k" && !open) {
+  else if (command && letter === "k" && !open) {
     sidebar.toggle(true);
     $("search").focus();
-  } else if (command && event.shiftKey && event.key.toLowerCase() === "o" && !open) $("new").click();
+  } else if (command && event.shiftKey && letter === "o" && !open) $("new").click();
   else return;
   event.preventDefault();
 });

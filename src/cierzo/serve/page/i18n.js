@@ -71,6 +71,7 @@ const ENGLISH = {
   "guard-warn": "careful",
   "guard-prompt": "the model was warned",
   "guard-refuse": "refused",
+  guardOn: "Guard: {policy} ({mode})",
   noStore: "This browser keeps nothing for this page: conversations are lost when it is closed.",
 };
 

@@ -45,6 +45,7 @@ export const JAPANESE = {
   delete: "削除",
   export: "書き出す",
   cancel: "キャンセル",
+  close: "閉じる",
   rename: "名前を変更",
   keyTitle: "このサーバーにはキーが必要です",
   key: "キー",
@@ -126,5 +127,6 @@ export const JAPANESE = {
   "guard-warn": "注意",
   "guard-prompt": "モデルに注意を促しました",
   "guard-refuse": "拒否しました",
+  guardOn: "ガード: {policy}({mode})",
   noStore: "このブラウザーはこのページのデータを保存しません。閉じると会話は失われます。",
 };

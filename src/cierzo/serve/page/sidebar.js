@@ -11,9 +11,11 @@ const FORMAT = "cierzo-conversations";
 const wide = matchMedia("(min-width: 50rem)");
 let chosen = null; // the head whose dialog is open
 
-export function toggle(isOpen = !document.body.classList.contains("with-sidebar")) {
-  document.body.classList.toggle("with-sidebar", isOpen);
-  $("menu").setAttribute("aria-expanded", String(isOpen));
+const isOpen = () => document.body.classList.contains("with-sidebar");
+
+export function toggle(opens = !isOpen()) {
+  document.body.classList.toggle("with-sidebar", opens);
+  $("menu").setAttribute("aria-expanded", String(opens));
 }
 
 async function list() {
@@ -101,11 +103,24 @@ function memory() {
   if (!server) return;
   const taken = server.models.reduce((sum, { state, weights, cache }) => sum + (state === "loaded" ? weights + cache : 0), 0);
   $("memory").textContent = t("memory", { taken: bytes(taken), free: bytes(server.free), version: server.version });
+  if (server.guard) $("memory").append(element("br"), t("guardOn", { policy: server.guard.policy, mode: server.guard.mode }));
 }
 
 export function start() {
   toggle(wide.matches);
-  $("menu").addEventListener("click", () => toggle());
+  $("menu").addEventListener("click", () => {
+    toggle();
+    if (isOpen() && !wide.matches) $("close-sidebar").focus();
+  });
+  const close = () => {
+    toggle(false);
+    $("menu").focus();
+  };
+  $("close-sidebar").addEventListener("click", close);
+  $("sidebar").addEventListener("keydown", (event) => event.key === "Escape" && !wide.matches && close());
+  document.querySelector("main").addEventListener("pointerdown", (event) => {
+    if (isOpen() && !wide.matches && !$("menu").contains(event.target)) toggle(false);
+  });
   $("new").addEventListener("click", () => {
     begin();
     if (!wide.matches) toggle(false);
