@@ -55,6 +55,6 @@ async function meet() {
 }
 
 begin();
-$("question").focus();
+if (!matchMedia("(pointer: coarse)").matches) $("question").focus(); // a phone would show its keyboard at once
 store.heads().catch(() => notice(t("noStore")));
 meet();
