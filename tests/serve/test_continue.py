@@ -11,7 +11,7 @@ from cierzo.serve.auth import Key
 from support.scripted import ScriptedServer, scripted
 from support.server import Process, Served
 
-_QUESTION = {"role": "user", "content": "What is the capital of France?"}
+_QUESTION: dict[str, Any] = {"role": "user", "content": "What is the capital of France?"}
 
 
 def _chat(url: str, messages: list[dict[str, Any]], **more: Any) -> httpx.Response:
@@ -24,10 +24,11 @@ def test_a_continued_answer_is_what_it_would_have_been(smollm: Process) -> None:
     assert "Paris" in whole
     for begun in ("The capital", "The capital of France"):
         assert whole.startswith(begun)
-        messages = [_QUESTION, {"role": "assistant", "content": begun}]
+        messages: list[dict[str, Any]] = [_QUESTION, {"role": "assistant", "content": begun}]
         answer = _chat(smollm.url, messages, continue_final_message=True, add_generation_prompt=False).json()
         assert begun + answer["choices"][0]["message"]["content"] == whole
-    messages[-1]["content"] = [{"type": "text", "text": "The capital"}, {"type": "text", "text": " of France"}]
+    parts = [{"type": "text", "text": "The capital"}, {"type": "text", "text": " of France"}]
+    messages = [_QUESTION, {"role": "assistant", "content": parts}]
     answer = _chat(smollm.url, messages, continue_final_message=True).json()
     assert begun + answer["choices"][0]["message"]["content"] == whole
 
@@ -37,12 +38,13 @@ def test_what_cannot_be_continued_is_refused(tiny: Served) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     called = {"role": "assistant", "content": "x", "tool_calls": [call]}
     schema = {"type": "json_object"}
-    for messages, more, param in (
+    cases: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
         ([_QUESTION], {}, "continue_final_message"),
         ([_QUESTION, called], {}, "continue_final_message"),
         ([_QUESTION, answered], {"response_format": schema}, "continue_final_message"),
         ([_QUESTION, answered], {"add_generation_prompt": True}, "add_generation_prompt"),
-    ):
+    ]
+    for messages, more, param in cases:
         told = _chat(tiny.url, messages, continue_final_message=True, **more)
         assert told.status_code == 400, told.text
         assert told.json()["error"]["param"] == param

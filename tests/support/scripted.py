@@ -121,18 +121,17 @@ class ScriptedServer:
         self._bound = bind(Settings(port=self._port))
         self._port = self._bound.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
-        self._server: DrainingServer | None = None
+        self._servers: list[DrainingServer] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
-        assert until(lambda: self._server is not None and self._server.started, 30)
+        assert until(lambda: self._servers and self._servers[0].started, 30)
 
     async def _run(self) -> None:
-        self._server = DrainingServer(State(self._settings, _ScriptedModels(self._scripts), self._keys))
-        await self._server.serve([self._bound])
+        self._servers.append(DrainingServer(State(self._settings, _ScriptedModels(self._scripts), self._keys)))
+        await self._servers[0].serve([self._bound])
 
     def stop(self) -> None:
-        assert self._server is not None
-        self._server.should_exit = True
+        self._servers[0].should_exit = True
         self._thread.join(30)
         self._bound.close()
         assert not self._thread.is_alive()

@@ -27,9 +27,9 @@ class Chat:
     """Messages of the console that a test provokes."""
 
     def open(self, url: str) -> "Chat":
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self._fault(said.text))
+        self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self._fault(str(error)))
-        self.page.on("request", lambda request: request.url.startswith((url, "blob:")) or self._fault(request.url))
+        self.page.on("request", lambda request: self._asked(request.url, url))
         self.page.goto(url)
         self.until("document.getElementById('model').value || document.querySelector('dialog[open]')")
         return self
@@ -40,6 +40,15 @@ class Chat:
         while not self.page.evaluate(expression, arg):
             assert time.monotonic() < end, expression
             self.page.wait_for_timeout(30)
+
+    def _said(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self._fault(said.text)
+
+    def _asked(self, address: str, url: str) -> None:
+        """The page asks nobody else for anything."""
+        if not address.startswith((url, "blob:")):
+            self._fault(address)
 
     def _fault(self, text: str) -> None:
         if self.expected is None or not re.search(self.expected, text):
