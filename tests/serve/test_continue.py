@@ -9,7 +9,7 @@ import pytest
 
 from cierzo.serve.auth import Key
 from support.scripted import ScriptedServer, scripted
-from support.server import Process, Served
+from support.server import Process, Served, mistral_engine, served
 
 _QUESTION: dict[str, Any] = {"role": "user", "content": "What is the capital of France?"}
 
@@ -51,6 +51,17 @@ def test_what_cannot_be_continued_is_refused(tiny: Served) -> None:
     told = _chat(tiny.url, [_QUESTION], add_generation_prompt=False)
     assert told.json()["error"]["param"] == "add_generation_prompt"
     assert _chat(tiny.url, [_QUESTION], add_generation_prompt=True, max_tokens=1).status_code == 200
+
+
+def test_a_continued_prompt_begins_once() -> None:
+    """Mistral's vocabulary has a begin-of-text token, which stands before the first message only."""
+    engine = mistral_engine("mistral_instruct_tokenizer_240323.model.v3", max_seq_len=64)
+    begun = {"role": "assistant", "content": "The capital"}
+    tokenizer = engine.tokenizer
+    with served(engine) as server:
+        answer = _chat(server.url, [_QUESTION, begun], continue_final_message=True, max_tokens=1).json()
+    expected = [*tokenizer.encode_chat([_QUESTION]), *tokenizer.encode("The capital")]
+    assert answer["usage"]["prompt_tokens"] == len(expected)
 
 
 @pytest.fixture(scope="module")

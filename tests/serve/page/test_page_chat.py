@@ -30,7 +30,8 @@ def _say(messages: list[Message]) -> Iterator[str | Delta]:
         return
     text = str(said["content"])
     if text.startswith("markdown"):
-        yield from (_MARKDOWN[at : at + 7] for at in range(0, len(_MARKDOWN), 7))
+        whole = _MARKDOWN + "And more. " * (300 if "long" in text else 0)
+        yield from (whole[at : at + 7] for at in range(0, len(whole), 7))
     elif text.startswith("slow"):
         yield from (f"word{n} " for n in range(2000))
     elif text.startswith("tool"):
@@ -59,11 +60,12 @@ def _llm(server: ScriptedServer, name: str = "windowed") -> ScriptedLLM:
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_markdown_streams_and_closed_blocks_are_not_touched(server: ScriptedServer, new_chat: Any, size: str) -> None:
     chat = new_chat(server.url, size)
-    chat.say("markdown")
+    chat.say("markdown, and a long end")
     page = chat.page
-    page.wait_for_selector("article.assistant .body > h4")
+    page.wait_for_selector("[aria-busy=true] .body > h4")
     page.evaluate("document.querySelector('article.assistant .body > h4').mark = 1")
-    page.wait_for_selector("article.assistant .body > .wide")
+    page.wait_for_selector("[aria-busy=true] .body > .framed")
+    page.wait_for_selector("[aria-busy=true] .open p")
     assert page.evaluate("document.querySelector('article.assistant .body > h4').mark") == 1
     chat.finished()
     page.wait_for_selector("a[href='https://a.example/there']")  # its address came last: rendered once more as a whole

@@ -43,6 +43,8 @@ def test_output_never_runs(server: ScriptedServer, new_chat: Any) -> None:
     )
     assert not {"SCRIPT", "IMG", "SVG", "STYLE", "IFRAME", "FORM", "INPUT", "BASE", "MATH"} & {x.upper() for x in found}
     assert not [name for name in found if name.startswith("on") or name in ("style", "src", "srcdoc")]
+    assert "<script>hacked = 1</script>" in chat.answer()  # HTML stays text
+    assert "<svg onload=" in chat.answer()
     hrefs = page.evaluate("[...document.querySelectorAll('#messages a')].map(a => a.protocol)")
     assert hrefs
     assert set(hrefs) == {"https:"}
