@@ -83,7 +83,9 @@ def test_the_page_needs_no_key_and_what_it_asks_for_does(keyed: tuple[ScriptedSe
         assert httpx.get(server.url + path, headers={"if-none-match": found.headers["etag"]}).status_code == 304
     assert httpx.get(f"{server.url}/page/state").status_code == 401
     assert httpx.post(f"{server.url}/page/render", json={"text": "x"}).status_code == 401
-    assert httpx.get(f"{server.url}/../page_api.py").status_code == 404
+    for path in ("/../page_api.py", "/%2e%2e/page_api.py", "/nothing.js"):
+        assert httpx.get(server.url + path).status_code == 404
+    assert httpx.post(f"{server.url}/app.js").status_code == 405
     headers = {"authorization": f"Bearer {key}"}
     assert httpx.get(f"{server.url}/page/state", headers=headers).json()["default"] == "script"
 
@@ -91,7 +93,7 @@ def test_the_page_needs_no_key_and_what_it_asks_for_does(keyed: tuple[ScriptedSe
 def test_rendering_has_limits(keyed: tuple[ScriptedServer, str]) -> None:
     server, key = keyed
     headers = {"authorization": f"Bearer {key}"}
-    told = httpx.post(f"{server.url}/page/render", json={"text": "x" * 200_001}, headers=headers)
+    told = httpx.post(f"{server.url}/page/render", json={"text": "x" * 100_001}, headers=headers)
     assert told.status_code == 400
     rendered = httpx.post(f"{server.url}/page/render", json={"text": "a\n\nb\n\nc"}, headers=headers).json()
     assert [block["html"].strip() for block in rendered["blocks"]] == ["<p>a</p>", "<p>b</p>", "<p>c</p>"]

@@ -45,8 +45,7 @@ def create_app(state: State) -> FastAPI:
             CORSMiddleware, allow_origins=state.settings.cors_origins, allow_methods=["GET", "POST"],
             allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
-    if (PAGE / "index.html").is_file():
-        app.mount("/", page_api.PageFiles(directory=PAGE, html=True), name="page")
+    page_api.add_page(app, PAGE)
     return app
 
 

@@ -1,10 +1,12 @@
 """What the chat page needs beside the APIs: the models' state, Markdown as HTML, and its files, well locked up."""
 
+from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from pydantic import Field
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -48,6 +50,13 @@ class PageFiles(StaticFiles):
         response = await super().get_response(path, scope)
         response.headers.update(_HEADERS)
         return response
+
+
+def add_page(app: FastAPI, folder: Path) -> None:
+    """Serve each file at its own path: a mount at `/` would also answer, by 404, for paths that have other methods."""
+    files = PageFiles(directory=folder, html=True)
+    for name in ("", *sorted(file.name for file in folder.iterdir())):
+        app.router.routes.append(Route(f"/{name}", files, include_in_schema=False))
 
 
 class RenderRequest(Asked):

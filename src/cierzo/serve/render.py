@@ -15,7 +15,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 from pygments.token import STANDARD_TYPES
 
-LONGEST = 200_000
+LONGEST = 100_000
 """Characters of a text at most."""
 _LONGEST_CODE = 20_000
 """Characters of code that are highlighted at most: lexers are slow."""

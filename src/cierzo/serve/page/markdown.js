@@ -5,7 +5,7 @@ import { announce, button, copy, element, pause } from "./dom.js";
 import { t } from "./i18n.js";
 
 const INTERVAL = 60; // milliseconds between updates at least
-const LONGEST = 200_000; // characters that the server renders at once
+const LONGEST = 100_000; // characters that the server renders at once
 const REFERENCE = /^ {0,3}\[[^\]]+\]:/m; // a link's address, which may stand anywhere in a text
 
 // The one way of HTML into this page: what /page/render gave, cleaned there. The policy of the page forbids others.
