@@ -233,7 +233,7 @@ def test_context_and_window_are_shown(server: ScriptedServer, new_chat: Any) -> 
     chat = new_chat(server.url)
     chat.ask("long")
     told = chat.page.locator("#context").inner_text()
-    assert told == "7 of 4,096 tokens of context used · the sliding window sees the last 64 (the darker part)"
+    assert told == "7 of 4,096 tokens of context used · the sliding window sees the last 64 (the coloured part)"
     prompt = "x" * 397
     chat.ask(prompt)
     # Of the prompt: two more tokens a message. The answer is one piece, and so one token.
