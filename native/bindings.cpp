@@ -115,6 +115,10 @@ NB_MODULE(_native, m) {
         return cierzo::pack(at<const float>(weights), n_rows, first, shape, const_cast<uint8_t*>(shape.data));
     }, free_gil);
 
+    m.def("best_steps", [](uintptr_t weights, uintptr_t importance, uintptr_t scales, size_t n, uintptr_t steps) {
+        cierzo::best_steps(at(weights), at(importance), at(scales), n, at<uint8_t>(steps));
+    }, free_gil);
+
     nb::class_<Tables>(m, "Tables")
         .def(nb::init<int64_t, int64_t, std::vector<int64_t>, std::vector<int64_t>, std::vector<int64_t>,
                       std::vector<int32_t>>(),

@@ -84,6 +84,8 @@ struct Kernels {
     void (*to_bf16)(const float* x, uint16_t* out, size_t n);
     // One output's weights of a span [n], n at most kSpan, to the nearest of Q4T's: a scale, steps and nibbles.
     uint16_t (*round_span)(const float* weights, size_t n, uint8_t* steps, uint8_t* nibbles);
+    // The best of Q4T's steps for groups of weights [n][32] with a scale each, where errors count by importance [n][32].
+    void (*best_steps)(const float* weights, const float* importance, const float* scales, size_t n, uint8_t* steps);
     // out = e^((x - peak) / temperature).
     void (*exponentials)(const float* x, size_t n, float peak, float temperature, float* out);
 };

@@ -52,4 +52,10 @@ bool pack(const float* weights, size_t n_rows, size_t first, const Matrix& shape
     return all_finite;
 }
 
+void best_steps(const float* weights, const float* importance, const float* scales, size_t n, uint8_t* steps) {
+    spread_runs(n, [&](size_t first, size_t last) {
+        kernels().best_steps(weights + first * kGroup, importance + first * kGroup, scales + first, last - first, steps + first);
+    });
+}
+
 }  // namespace cierzo

@@ -22,37 +22,51 @@ inline F32x16 nearest_codes(F32x16 z) {
     return add(near, add(up, down));
 }
 
-// Squared error of a group's weights when a code stands for code x unit.
-inline float group_error(const float* w, float unit) {
+// Squared error of a group's weights when a code stands for code x unit, by importance where each has one.
+template <bool kImportance>
+inline float group_error(const float* w, const float* importance, float unit) {
     const F32x16 inverse = broadcast(1.0f / unit), minus = broadcast(-unit);
     F32x16 total = broadcast(0);
     for (int i = 0; i < kGroup; i += 16) {
         const F32x16 weights = load(w + i), error = fma(nearest_codes(mul(weights, inverse)), minus, weights);
-        total = fma(error, error, total);
+        total = fma(kImportance ? mul(error, load(importance + i)) : error, error, total);
     }
     return sum(total);
 }
 
-// The best step of each group for a scale, and the squared error with them.
-inline float choose_steps(const float* w, size_t groups, float scale, const float* highest, const float* lowest, uint8_t* steps) {
-    float total = 0;
-    for (size_t g = 0; g < groups; ++g) {
-        float best = -1;
-        for (int number = 0; number < 16; ++number) {
-            const int step = Q4T::steps[number];
-            // Steps that would cut off more than a third, or leave more than one step unused, are never best.
-            const float up = step > 0 ? highest[g] : lowest[g], down = step > 0 ? lowest[g] : highest[g];
-            const float needed = std::max(up / 12, down / 11) / scale, size = static_cast<float>(std::abs(step));
-            if (best >= 0 && (size < needed * 0.66f || size > needed + 1.5f)) continue;
-            const float error = group_error(w + g * kGroup, scale * static_cast<float>(step));
-            if (best < 0 || error < best) {
-                best = error;
-                steps[g] = static_cast<uint8_t>(number);
-            }
-        }
-        total += best;
+// The largest weight of a group, and minus its smallest.
+struct Reach {
+    float up = 0, down = 0;
+    explicit Reach(const float* w) {
+        for (int i = 0; i < kGroup; ++i) up = std::max(up, w[i]), down = std::max(down, -w[i]);
     }
-    return total;
+};
+
+// The best step of a group for a scale, and the squared error with it.
+template <bool kImportance>
+inline float choose_step(const float* w, const float* importance, float scale, Reach reach, uint8_t* chosen) {
+    float best = -1;
+    for (int number = 0; number < 16; ++number) {
+        const int step = Q4T::steps[number];
+        // Steps that would cut off more than a third, or leave more than one step unused, are hardly ever best.
+        const float up = step > 0 ? reach.up : reach.down, down = step > 0 ? reach.down : reach.up;
+        const float needed = std::max(up / 12, down / 11) / scale, size = static_cast<float>(std::abs(step));
+        if (best >= 0 && (size < needed * 0.66f || size > needed + 1.5f)) continue;
+        const float error = group_error<kImportance>(w, importance, scale * static_cast<float>(step));
+        if (best < 0 || error < best) {
+            best = error;
+            *chosen = static_cast<uint8_t>(number);
+        }
+    }
+    return best;
+}
+
+inline void best_steps(const float* w, const float* importance, const float* scales, size_t groups, uint8_t* steps) {
+    for (size_t g = 0; g < groups; ++g) {
+        const float* own = w + g * kGroup;
+        steps[g] = 0;
+        if (scales[g] > 0) choose_step<true>(own, importance + g * kGroup, scales[g], Reach(own), steps + g);
+    }
 }
 
 // The scale that is best for chosen codes, by least squares.
@@ -72,21 +86,20 @@ inline float refitted(const float* w, size_t groups, float scale, const uint8_t*
 // Scales from three quarters of the one that holds the largest weight are tried, and the best is fitted to its codes.
 inline uint16_t round_span(const float* weights, size_t n, uint8_t* steps, uint8_t* nibbles) {
     const size_t groups = (n + kGroup - 1) / kGroup;
-    float w[kSpan] = {}, highest[kSpan / kGroup] = {}, lowest[kSpan / kGroup] = {}, peak = 0;
-    for (size_t i = 0; i < n; ++i) {
-        w[i] = weights[i];
-        if (w[i] > highest[i / kGroup]) highest[i / kGroup] = w[i];
-        if (-w[i] > lowest[i / kGroup]) lowest[i / kGroup] = -w[i];
-        const float size = w[i] < 0 ? -w[i] : w[i];
-        if (size > peak) peak = size;
-    }
+    float w[kSpan] = {}, peak = 0;
+    std::copy_n(weights, n, w);
+    for (size_t g = 0; g < groups; ++g) peak = std::max({peak, Reach(w + g * kGroup).up, Reach(w + g * kGroup).down});
     uint16_t best = 0;
     float least = -1;
     uint8_t tried[kSpan / kGroup];
     const auto consider = [&](float scale) {
         const uint16_t half = float_to_half(scale);
         if (!finite(half) || half_to_float(half) == 0) return;
-        const float error = choose_steps(w, groups, half_to_float(half), highest, lowest, tried);
+        float error = 0;
+        for (size_t g = 0; g < groups; ++g) {
+            const float* own = w + g * kGroup;
+            error += choose_step<false>(own, nullptr, half_to_float(half), Reach(own), tried + g);
+        }
         if (least >= 0 && error >= least) return;
         least = error;
         best = half;

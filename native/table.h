@@ -26,6 +26,7 @@ constexpr Kernels table(const char* name, Multiply q4 = multiply<Q4>, Multiply q
             finish_attention,
             to_bf16,
             round_span,
+            best_steps,
             exponentials};
 }
 

@@ -136,6 +136,14 @@ bool rows() {
             for (size_t i = 0; i < padded; ++i) out[padded + i] = values[i / kTile * 3 * kTile + i % kTile];
         });
     }
+    const size_t groups = between(1, 9);
+    const std::vector<float> weights = floats(groups * kGroup), by = floats(groups * kGroup);
+    std::vector<float> importance, scales;
+    for (const float one : by) importance.push_back(one * one);
+    for (size_t g = 0; g < groups; ++g) scales.push_back(static_cast<float>(between(0, 40)) / 1000.0f);
+    all &= same<uint8_t>("steps of " + std::to_string(groups), groups, [&](const Kernels& kernels, uint8_t* out) {
+        kernels.best_steps(weights.data(), importance.data(), scales.data(), groups, out);
+    });
     const size_t span = between(1, kSpan);
     return all & same<uint8_t>("rounding of " + std::to_string(span), 2 + kSpan / kGroup + kSpan, [&](const Kernels& kernels, uint8_t* out) {
         const std::vector<float> w(y.size() >= span ? y : std::vector<float>(span, 0.5f));

@@ -106,8 +106,7 @@ def test_the_table_format_rounds_as_its_kernel_where_all_inputs_count_alike() ->
     torch.manual_seed(3)
     weights = torch.randn(50, 500)
     ours, kernels = nearest(weights, grid(Format.Q4T), torch.ones(500)), quantize(weights, Format.Q4T).unpacked()
-    assert ((ours - kernels).abs() < 1e-6).float().mean() > 0.85  # the kernel does not try every step
-    assert (ours - weights).square().sum() <= (kernels - weights).square().sum()
+    assert ((ours - kernels).abs() < 1e-6).float().mean() > 0.99  # but for ties
 
 
 def test_inputs_that_never_come_and_matrices_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,6 +188,20 @@ def pack_coded(numbers: Tensor, scales: Tensor, steps: Tensor) -> PackedMatrix:
     return PackedMatrix(Format.Q4T, outputs, inputs, data)
 
 
+def best_steps(weights: Tensor, importance: Tensor, scales: Tensor) -> Tensor:
+    """Numbers [...] of `Q4T`'s best steps for groups of weights [..., 32 or fewer] with scales [...]; errors count by
+    importance, which is broadcast to the weights. Needs the native kernels.
+    """
+    fill = (0, GROUP - weights.shape[-1])
+    whole, by = (
+        torch.nn.functional.pad(x.float(), fill).contiguous() for x in (weights, importance.expand_as(weights))
+    )
+    scales = scales.expand(weights.shape[:-1]).float().contiguous()
+    steps = torch.empty(scales.shape, dtype=torch.uint8)
+    _kernels().best_steps(whole.data_ptr(), by.data_ptr(), scales.data_ptr(), steps.numel(), steps.data_ptr())
+    return steps
+
+
 def _panels(format: Format, values: Tensor, sides: list[Tensor]) -> Tensor:
     """Some outputs' part of the layout, [panels, tiles, tile_bytes]."""
 

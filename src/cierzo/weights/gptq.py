@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cierzo.ops import Format, PackedMatrix, coded, pack, pack_coded, quantize
+from cierzo.ops import Format, PackedMatrix, best_steps, coded, pack, pack_coded, quantize
 
 _DAMPING = 0.01  # of the mean of H's diagonal
 _COLUMNS = 192  # between updates of the rest of the matrix: whole spans of every grid
@@ -99,10 +99,7 @@ class Coded:
         return coded.scales(packed.data, -(-weights.shape[1] // coded.TILE))[: len(weights), 0].float()
 
     def steps(self, weights: Tensor, importance: Tensor, scale: Tensor) -> Tensor:
-        numbers = [torch.full_like(scale, number) for number in range(len(coded.STEPS))]
-        return _best(
-            numbers, lambda tried: _lost(self, weights, self.unit(scale, tried.to(torch.uint8)), importance)
-        ).to(torch.uint8)
+        return best_steps(weights, importance, scale)
 
     def unit(self, scale: Tensor, steps: Tensor) -> Tensor:
         return scale * torch.tensor(coded.STEPS, dtype=torch.float32)[steps.long()]
