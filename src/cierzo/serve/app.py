@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from cierzo.errors import CierzoError
-from cierzo.serve import chat, completions, embeddings, messages, system, tokens
+from cierzo.serve import chat, completions, embeddings, messages, moderations, system, tokens
 from cierzo.serve.errors import ApiError, api_error
 from cierzo.serve.gate import Gate
 from cierzo.serve.logs import event
@@ -35,7 +35,7 @@ def create_app(state: State) -> FastAPI:
         responses={"default": {"model": ErrorAnswer, "description": "What went wrong, and what to do about it."}},
     )
     app.state.server = state
-    for module in (chat, completions, messages, embeddings, tokens, system):
+    for module in (chat, completions, messages, embeddings, moderations, tokens, system):
         app.include_router(module.router)
     for kind in (ApiError, CierzoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _tell)
