@@ -109,7 +109,7 @@ def test_the_log_holds_hashes_unless_told_otherwise_and_turns_over(tmp_path: Pat
 
 
 def test_turns_are_judged_together_and_old_answers_are_not() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "first"},
         {"role": "assistant", "content": "old answer"},
@@ -149,7 +149,12 @@ def _stream(watch: OutputWatch, pieces: Sequence[str]) -> tuple[list[Delta], int
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.text("ab ,", max_size=9), min_size=1, max_size=60), st.integers(1, 60), st.integers(0, 60), st.booleans())
+@given(
+    st.lists(st.text("ab ,", max_size=9), min_size=1, max_size=60),
+    st.integers(1, 60),
+    st.integers(0, 60),
+    st.booleans(),
+)
 def test_a_harmless_answer_passes_whole_and_waits_as_long_as_stated(
     pieces: list[str], hold: int, lookahead: int, whole: bool
 ) -> None:

@@ -71,7 +71,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(CierzoError, match="policy.yaml") as caught:
+    with pytest.raises(CierzoError, match=r"policy\.yaml") as caught:
         Policy.load(_file(tmp_path, GOOD | changes))
     assert said in str(caught.value)
 

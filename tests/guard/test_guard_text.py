@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Disguises come off, hidden texts are found, nothing takes long."""
 
 import base64

@@ -20,9 +20,7 @@ class _TextOrVerb(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-moderate = typer.Typer(
-    no_args_is_help=True, cls=_TextOrVerb, help="Judge a text (`cierzo moderate TEXT`), or train and measure what judges."
-)
+moderate = typer.Typer(no_args_is_help=True, cls=_TextOrVerb, help="Judge a text; train and measure what judges.")
 
 Data = Annotated[Path | None, typer.Option(help="Folder of the public sets; CIERZO_SHARED_DATA when left out.")]
 
@@ -77,18 +75,17 @@ def train(
 def evaluate(
     data: Data = None,
     own: Annotated[list[Path] | None, typer.Option(help="Sets of one's own, a JSON object a line.")] = None,
-    policy: Annotated[list[str] | None, typer.Option(help="Policies to measure; standard and strict by default.")] = None,
-    classifier: Annotated[Path | None, typer.Option(help="Weights of `moderate train` instead of the shipped ones.")] = None,
-    model: Annotated[str | None, typer.Option(help="Measure this model's self-reflection too, and calibrate it.")] = None,
-    limit: Annotated[int, typer.Option(help="Texts of a set that the model is asked about.", min=20)] = 400,
+    policy: Annotated[list[str] | None, typer.Option(help="Policies; standard and strict when left out.")] = None,
+    classifier: Annotated[Path | None, typer.Option(help="Weights of `moderate train`; the shipped ones else.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the curves there.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write figures and calibration into the policies' files.")] = False,
+    write: Annotated[list[Path] | None, typer.Option(help="Write the figures into this policy's file.")] = None,
 ) -> None:
     """Measure the guard on public sets and one's own, beside alt-profanity-check and a list of words."""
     with _extra():
         from cierzo.cli.moderate_eval import run
-    run(data, own or [], policy or ["standard", "strict"], classifier, model, limit, json_file, png, write)
+
+        run(data, own or [], policy or ["standard", "strict"], classifier, json_file, png, write or [])
 
 
 class _extra:  # noqa: N801

@@ -10,9 +10,7 @@ from cierzo.engine.request import SamplingParams, TokenLogprob
 from cierzo.ops import Draw
 
 
-def token_logprobs(
-    logits: Tensor, tokens: Sequence[int], top: int, others: Sequence[int] = ()
-) -> list[TokenLogprob]:
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, others: Sequence[int] = ()) -> list[TokenLogprob]:
     """The model's own log-probabilities, from scores [n, V]: of each row's token, and of `others` or the `top` best."""
     logprobs = logits.log_softmax(-1)
     of_tokens = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Guardrails: policies, a first stage that judges every text, a second in which the model judges, and figures of both."""
+"""Guardrails: policies, a first stage that judges every text, a second in which the model judges, and their figures."""
 
 from cierzo.guard.guard import Guard, Verdict
 from cierzo.guard.policy import Policy

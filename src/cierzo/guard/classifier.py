@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +79,12 @@ class Classifier:
     """
 
     def __init__(
-        self, categories: Iterable[str], weights: NDArray[np.int8], scale: Floats, idf: NDArray[np.float16], bias: Floats
+        self,
+        categories: Iterable[str],
+        weights: NDArray[np.int8],
+        scale: Floats,
+        idf: NDArray[np.float16],
+        bias: Floats,
     ) -> None:
         self.categories = tuple(categories)
         self.weights, self.scale, self.idf, self.bias = weights, scale, idf, bias
@@ -110,7 +116,12 @@ class Classifier:
         from safetensors.numpy import save_file
 
         partial = path.with_name(f".{path.name}.partial")
-        tensors = {"weights": self.weights, "scale": self.scale, "idf": self.idf, "bias": self.bias}
+        tensors: dict[str, NDArray[Any]] = {
+            "weights": self.weights,
+            "scale": self.scale,
+            "idf": self.idf,
+            "bias": self.bias,
+        }
         save_file(tensors, partial, {"categories": json.dumps(self.categories), **about})
         partial.replace(path)
 

@@ -1,4 +1,4 @@
-"""Labelled texts: public sets by their own files, one's own as JSON lines; split by a hash, so that nobody mixes them."""
+"""Labelled texts: public sets by their own files, one's own as JSON lines; split by a hash, so that none is mixed."""
 
 import csv
 import gzip
@@ -77,7 +77,11 @@ def davidson(folder: Path) -> list[Labelled]:
     """Tweets (Davidson et al., arXiv:1703.04009) labelled hate, offensive or neither; harmful means hate here."""
     with _file(folder, "davidson/labeled_data.csv").open(encoding="utf-8", newline="") as lines:
         return [
-            Labelled(row["tweet"], row["class"] == "0", {"hate": int(row["class"] == "0"), "offensive": int(row["class"] != "2")})
+            Labelled(
+                row["tweet"],
+                row["class"] == "0",
+                {"hate": int(row["class"] == "0"), "offensive": int(row["class"] != "2")},
+            )
             for row in csv.DictReader(lines)
         ]
 
@@ -108,7 +112,7 @@ def xstest_answers(folder: Path) -> list[Answered]:
 
 
 def own(path: Path) -> list[Labelled]:
-    """A set of one's own: a JSON object a line with `text`, and `harmful` (true or false) or `categories` (name: 0 or 1).
+    """A set of one's own: a JSON object a line with `text`, and `harmful` (true, false) or `categories` (name to 0, 1).
 
     Raises:
         CierzoError: the line, and what is wrong in it.

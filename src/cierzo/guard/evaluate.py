@@ -15,9 +15,11 @@ from cierzo.guard.text import normalised
 from cierzo.progress import Report
 
 _WORDS = frozenset(
-    "abuse attack beat behead bleed blood bomb corpse cutting dead destroy die exterminate genocide gun hang hate hurt incest "
-    "kill killing murder naked nazi nude overdose pedophile porn rape raped sex sexual shoot slit stab subhuman suicidal "
-    "suicide torture underage vermin virgin weapon".split()
+    """
+    abuse attack beat behead bleed blood bomb corpse cutting dead destroy die exterminate genocide gun hang hate hurt
+    incest kill killing murder naked nazi nude overdose pedophile porn rape raped sex sexual shoot slit stab subhuman
+    suicidal suicide torture underage vermin virgin weapon
+    """.split()  # noqa: SIM905
 )
 """Beside `better-profanity`'s list: the rival that everybody starts with."""
 

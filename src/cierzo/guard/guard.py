@@ -65,8 +65,8 @@ class Guard:
 
     Attributes:
         verdicts: how often each action was the policy's, by stage.
-        errors, reflections, seconds: texts that could not be judged; times that a model was asked (its owner counts them); time
-            that judging took.
+        errors, reflections, seconds: texts that could not be judged; times that a model was asked, which who asks it
+            counts; time that judging took.
 
     Raises:
         CierzoError: no such policy.
@@ -154,7 +154,7 @@ class Guard:
             bad = opinion >= reflection.threshold if by_model else scores[name] >= category.threshold  # type: ignore[operator, union-attr]
             if bad:
                 flagged[name] = category.action
-        would = max(flagged.values(), key=ACTIONS.index, default="allow")
+        would: Action = max(flagged.values(), key=ACTIONS.index, default="allow")
         if error is not None and would == "allow":
             would = "log"
         return self._made(would, scores, tuple(flagged), opinion, error)

@@ -1,6 +1,6 @@
 """Figures of a method that gives texts scores and flags those that reach its threshold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def auc(labels: Any, scores: Any) -> float:
     positives, negatives = int(y.sum()), int((~y).sum())
     if not positives or not negatives:
         return float("nan")
-    values, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2
     return float((ranks[inverse][y].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
@@ -71,6 +71,3 @@ def curve(labels: Sequence[bool], scores: Sequence[float]) -> tuple[list[float],
     y = np.asarray(labels, bool)[np.argsort(np.asarray(scores, float))[::-1]]
     hits, false = np.cumsum(y), np.cumsum(~y)
     return [0.0, *(false / max(1, false[-1]))], [0.0, *(hits / max(1, hits[-1]))]
-
-
-Scores = Callable[[Sequence[str]], list[float]]

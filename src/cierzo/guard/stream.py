@@ -13,9 +13,9 @@ from cierzo.guard.text import SPAN
 class OutputWatch:
     """Holds back the pieces of one answer until they are judged.
 
-    A piece waits until what waits is as long as what was shown, and `policy.hold` characters at most (one piece more, and
-    a whole word): so the first word comes at once and a long answer costs a judgement a line. Judged is the span that
-    ends with it. With `policy.lookahead` that many judged characters wait too.
+    A piece waits until what waits is as long as what was shown, and `policy.hold` characters at most (twice that for a
+    word without an end): so the first word comes at once and a long answer costs a judgement a line. Judged is the span
+    that ends with it. With `policy.lookahead` that many judged characters wait too.
 
     Args:
         n_prompt: tokens of the prompt, for the usage of an answer that is ended.

@@ -1,4 +1,4 @@
-"""Texts as people read them: disguises taken off before a text is judged, hidden texts found, long ones cut in spans."""
+"""Texts as people read them: disguises taken off before they are judged, hidden ones found, long ones cut in spans."""
 
 import base64
 import binascii
@@ -34,8 +34,9 @@ _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
 def normalised(text: str) -> str:
     """The text in small Latin letters as far as it can be read so, without what cannot be seen.
 
-    Compatibility forms (full-width, mathematical, circled letters) become plain (NFKC); accents, zero-width characters and
-    direction marks go; look-alike letters, digits within words and s p a c e d letters are read as what they look like.
+    Compatibility forms (full-width, mathematical, circled letters) become plain (NFKC); accents, zero-width characters
+    and direction marks go; look-alike letters, digits within words and s p a c e d letters are read as what they
+    look like.
     """
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text))
     if not text.isascii():

@@ -55,7 +55,7 @@ def learnt_from(folder: Path, own: Sequence[Labelled]) -> tuple[list[Labelled], 
 
 
 def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Classifier, dict[str, str]]:
-    """The classifier, and what is to be told about it: sources, and AUC by cross-validation on the texts of full weight."""
+    """The classifier, and what is to be told about it: sources, and AUC by cross-validation (texts of full weight)."""
     items, weights = learnt_from(folder, own)
     counts = counted([item.text for item in items])
     rare = np.asarray((counts > 0).sum(0)).ravel()
@@ -77,14 +77,16 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     quantised = np.round(dense / scale).astype(np.int8)
     bias_ = np.array([bias for _, bias in columns.values()], np.float32)
     about = {
-        "learnt_from": f"OpenAI moderation set (MIT), Davidson tweets (MIT): {len(items) - len(own)} texts, own: {len(own)}",
+        "learnt_from": f"OpenAI's set and Davidson's tweets (MIT): {len(items) - len(own)} texts; own: {len(own)}",
         "cross_validated_auc": json.dumps({name: round(value, 4) for name, value in measured.items()}),
     }
     return Classifier(names, quantised, scale, idf, bias_), about
 
 
-def _column(matrix: Any, labels: NDArray[np.int64], weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, float]:
-    """Weights and bias of a category, whose probabilities are calibrated on texts left out (Platt); and its AUC there."""
+def _column(
+    matrix: Any, labels: NDArray[np.int64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float, float]:
+    """Weights and bias of a category, its probabilities calibrated on texts left out (Platt), and its AUC on them."""
     held_out = np.zeros(len(labels))
     for fit, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(matrix, labels):
         held_out[left] = _fit(matrix[fit], labels[fit], weights[fit]).decision_function(matrix[left])

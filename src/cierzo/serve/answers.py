@@ -12,8 +12,8 @@ from starlette.types import Receive
 from cierzo import AsyncLLM, Delta, SamplingParams
 from cierzo.async_llm import Answer
 from cierzo.errors import CierzoError, EngineError, QueueFullError
-from cierzo.serve.errors import ApiError
 from cierzo.guard.stream import OutputWatch, refused_deltas
+from cierzo.serve.errors import ApiError
 from cierzo.serve.gate import ClientGoneError
 from cierzo.serve.guarded import GuardedRequest
 from cierzo.serve.state import State, caller_of, check_count, state_of

@@ -113,9 +113,7 @@ async def _events(answers: Answers, request: Request, with_usage: bool) -> Async
     last: dict[int, Delta] = {}
     called: set[int] = set()
 
-    def chunk(
-        index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None, **more: Any
-    ) -> bytes:
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return message({**head, "choices": [choice], **usage, **more})
 

@@ -109,7 +109,10 @@ class GuardedRequest:
 
     def report(self, wanted: bool) -> dict[str, Any]:
         """The field `guard` of the answer: when it is wanted, or when the policy warns."""
-        given, said = reduce(worse, self._input, Verdict()), reduce(worse, (w.verdict for w in self._outputs), Verdict())
+        given, said = (
+            reduce(worse, self._input, Verdict()),
+            reduce(worse, (w.verdict for w in self._outputs), Verdict()),
+        )
         self._tell("guard_output", said)
         if not wanted and "warn" not in (given.action, said.action):
             return {}

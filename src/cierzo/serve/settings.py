@@ -78,7 +78,7 @@ class Settings:
         float | None, Said("Seconds that an unused model stays loaded; until memory is needed else.", 0)
     ] = None
 
-    guard: Annotated[str | None, Said("Judge questions and answers by a policy: off, standard, strict, or a YAML file.")] = (
+    guard: Annotated[str | None, Said("Judge questions and answers by a policy: off, standard, strict, or a file.")] = (
         None
     )
     guard_mode: Annotated[
@@ -101,7 +101,7 @@ class Settings:
         if self.guard_mode not in (None, "shadow", "enforce"):
             raise CierzoError(f"guard_mode must be shadow or enforce, not {self.guard_mode!r}")
         if self.guard is None and (self.guard_mode is not None or self.guard_log is not None or self.guard_log_text):
-            raise CierzoError("guard_mode, guard_log and guard_log_text need a guard: name a policy, as in guard: standard")
+            raise CierzoError("guard_mode, guard_log and guard_log_text need a guard: name a policy, such as standard")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise CierzoError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
 

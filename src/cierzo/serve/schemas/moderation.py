@@ -7,7 +7,8 @@ from pydantic import Field
 from cierzo.serve.schemas.base import Answered, Asked, Text
 
 GuardVerdicts = Annotated[
-    bool | None, Field(description="Tell in the field `guard` of the answer what the guard found; null without a guard.")
+    bool | None,
+    Field(description="Tell in the field `guard` what the guard found; null without one."),
 ]
 
 
