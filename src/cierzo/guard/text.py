@@ -26,7 +26,7 @@ _LOOK_ALIKES = str.maketrans(
 _LEET = str.maketrans("013457@$!|", "oieastasil")
 _LEET_INSIDE = re.compile(r"[^\W\d_][013457@$!|]+[^\W\d_]|[$@]")
 _LONGEST_WORD = 40
-_SPACED = re.compile(r"(?<!\w)(?:[^\W\d_][ .\-_*]{1,2}){3,}[^\W\d_](?!\w)")
+_SPACED = re.compile(r"(?<!\w)[^\W\d_]([ .\-_*]{1,2})(?:[^\W\d_]\1){2,}[^\W\d_](?!\w)")
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/_-]{4}[\r\n ]{0,2}){4,}(?:[A-Za-z0-9+/_-]{2,3}={0,2})?")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
 
@@ -42,8 +42,14 @@ def normalised(text: str) -> str:
     if not text.isascii():
         text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me", "Cc") or c in "\n\t\r")
     text = text.translate(_LOOK_ALIKES).lower().translate(_LOOK_ALIKES)
-    text = _SPACED.sub(lambda found: re.sub(r"[ .\-_*]", "", found[0]), text)
+    text = _SPACED.sub(_joined, text)
     return " ".join(word.translate(_LEET) if _is_leet(word) else word for word in text.split())
+
+
+def _joined(spaced: re.Match[str]) -> str:
+    """The word that spaced letters spell; also without an `a` or `i` at its ends, which may have been a word before."""
+    word = spaced[0].replace(spaced[1], "")
+    return " ".join(dict.fromkeys([word, word.lstrip("ai") or word, word.rstrip("ai") or word]))
 
 
 def _is_leet(word: str) -> bool:

@@ -53,8 +53,10 @@ async def ready(request: Request) -> Response:
 
 
 def _told(state: State, status: str) -> Response:
-    guard = None if state.guard is None else {"policy": state.guard.policy.name, "mode": state.guard.mode}
-    return JSONResponse({"status": status, "guard": guard}, 200 if status == "ok" else 503)
+    told: dict[str, Any] = {"status": status}
+    if state.guard is not None:
+        told["guard"] = {"policy": state.guard.policy.name, "mode": state.guard.mode}
+    return JSONResponse(told, 200 if status == "ok" else 503)
 
 
 def _status(state: State) -> str:

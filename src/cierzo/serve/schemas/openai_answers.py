@@ -192,4 +192,4 @@ class Detokenized(Answered):
 
 class Health(Answered):
     status: Literal["ok", "loading", "draining", "failed"]
-    guard: GuardState | None = Field(description="What judges questions and answers; null where nothing does.")
+    guard: GuardState | None = Field(None, description="What judges questions and answers, where something does.")
