@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from cierzo import AsyncLLM, LoadOptions, Tokenizer, load_engine
+from cierzo import AsyncLLM, LoadOptions, SamplingParams, Tokenizer, load_engine
 from cierzo.errors import CierzoError
 from cierzo.guard import Policy
 from cierzo.guard.calibrate import fitted
