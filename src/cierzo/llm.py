@@ -42,6 +42,7 @@ class LLM:
         allow_beyond_limit: bool = False,
         block_size: int = 16,
         chunk_size: int = 512,
+        cache_dtype: str = "auto",
         cache_tokens: int | None = None,
         max_running: int = 64,
         progress: bool = False,
@@ -54,6 +55,7 @@ class LLM:
             allow_beyond_limit=allow_beyond_limit,
             block_size=block_size,
             chunk_size=chunk_size,
+            cache_dtype=cache_dtype,
             cache_tokens=cache_tokens,
             max_running=max_running,
         )
