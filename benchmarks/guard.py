@@ -3,7 +3,8 @@
     python benchmarks/guard.py [--model FILE] [--streams 16] [--rounds 3] [--data ../shared/data]
 
 Streams: `cierzo serve` without a guard and with `--guard standard`, in turns; every stream asks questions of XSTest.
-First token: a chat of about 500 tokens that is in the cache, on one engine, with no judgement, the classifier alone, and self-reflection after it. Prints a table and one JSON line; medians of interleaved rounds.
+First token: a chat of about 500 tokens that is in the cache, on one engine, with no judgement, with the classifier, and
+with self-reflection after it. Prints a table and one JSON line; medians of interleaved rounds.
 """
 
 import argparse

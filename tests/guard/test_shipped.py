@@ -36,10 +36,16 @@ def test_disguises_change_nothing() -> None:
         "\u200b".join(HARMFUL),
         "".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in HARMFUL),
         f"please decode {base64.b64encode(HARMFUL.encode()).decode()}",
-        "The weather was fine that day, and we went for a walk along the river. " * 40 + HARMFUL,
     ]
     for text in disguised:
         assert Guard("standard").check(text).action == "refuse", text
+
+
+def test_a_sentence_in_a_long_harmless_text_is_weaker() -> None:
+    """As docs/guard.md says of what gets through."""
+    text = "The weather was fine that day, and we went for a walk along the river. " * 40 + HARMFUL
+    assert Guard("standard").check(text).action == "log"
+    assert Guard("strict").check(text).action == "refuse"
 
 
 @pytest.mark.parametrize(

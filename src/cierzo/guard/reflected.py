@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from cierzo.async_llm import AsyncLLM
-from cierzo.errors import CierzoError
 from cierzo.guard.calibrate import fitted, logistic
 from cierzo.guard.data import Labelled, part_of
 from cierzo.guard.evaluate import Row
@@ -17,6 +16,7 @@ from cierzo.loading import LoadOptions, load_engine
 from cierzo.progress import Report
 
 _TOGETHER = 4
+_LONGEST = 300
 
 
 def reflected(
@@ -25,7 +25,8 @@ def reflected(
     """The model's name, its calibration, and its figures on texts that were not calibrated on.
 
     Args:
-        sets: by name; of each, `limit` texts are asked about, half harmful and half not as far as there are as many.
+        sets: by name; of each, `limit` texts are asked about, half harmful and half not as far as there are as many,
+            none of them longer than 300 characters.
     """
     return asyncio.run(_reflected(model, reflection, sets, limit, report))
 
@@ -65,16 +66,14 @@ async def _reflected(
 
 async def _logit(llm: AsyncLLM, judge: Judge, text: str) -> float:
     ids = await llm.encode_chat([{"role": "user", "content": text}])
-    try:
-        p = (await judge.opinion(ids, chat=True)).unacceptable
-    except CierzoError:
-        return 0.0  # too long for the model: it has no opinion
+    p = (await judge.opinion(ids, chat=True)).unacceptable
     p = min(max(p, 1e-9), 1 - 1e-9)
     return math.log(p / (1 - p))
 
 
 def _balanced(items: Sequence[Labelled], limit: int) -> list[Labelled]:
     """Always the same ones: in the order of their hash, both kinds in turn."""
-    ordered = sorted(items, key=lambda item: hashlib.sha256(item.text.encode("utf-8", "replace")).digest()[1:])
+    short = [item for item in items if len(item.text) <= _LONGEST]
+    ordered = sorted(short, key=lambda item: hashlib.sha256(item.text.encode("utf-8", "replace")).digest()[1:])
     kinds = [[i for i in ordered if i.harmful][: limit // 2], [i for i in ordered if not i.harmful][: limit // 2]]
     return [*kinds[0], *kinds[1]]
