@@ -36,7 +36,6 @@ def test_a_text_and_stdin() -> None:
         (["x", "--policy", "nonsense"], "error: there is no policy 'nonsense'"),
         (["-"], "error: stdin is empty"),
         (["train", "out", "--data", "/nowhere"], "error: /nowhere has no folder openai_moderation"),
-        (["eval", "--data", "/nowhere"], "error: /nowhere has no folder openai_moderation"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:

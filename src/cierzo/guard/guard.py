@@ -1,18 +1,22 @@
 """What a server, or a program, asks before a text goes on its way."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cierzo.errors import CierzoError
 from cierzo.guard.audit import Audit
 from cierzo.guard.classifier import ANY, CATEGORIES, Classifier, shipped
 from cierzo.guard.judge import Ask
 from cierzo.guard.policy import ACTIONS, Action, Category, Mode, Policy, Stage
-from cierzo.tokens import Message
+
+if TYPE_CHECKING:
+    from cierzo.tokens import Message
 
 _AT_ONCE = 4000
 """Characters that are judged in the event loop (about 3 ms); longer texts go to a thread."""

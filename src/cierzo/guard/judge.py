@@ -5,15 +5,19 @@ letter A (acceptable) among the probabilities of the letters that may come next:
 (Self-reflection of arXiv:2310.06825, section 5.2, whose answer was read as text.)
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cierzo.errors import CierzoError
 from cierzo.guard.calibrate import logistic
 from cierzo.guard.policy import Platt, Reflection
-from cierzo.tokens import Message, Tokenizer
+
+if TYPE_CHECKING:
+    from cierzo.tokens import Message, Tokenizer  # with which PyTorch would come
 
 Ask = Callable[[Sequence[int]], Awaitable["Opinion"]]
 """Asks the model about a conversation with these token ids of an answer; none yet is about the question."""
