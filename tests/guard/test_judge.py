@@ -29,7 +29,6 @@ class Scripted:
     """A model that gives these log-probabilities and keeps what it was asked."""
 
     name = "scripted"
-    max_seq_len = None
 
     def __init__(self, tokenizer: Tokenizer, *logprobs: float) -> None:
         self.tokenizer, self.logprobs = tokenizer, list(logprobs)

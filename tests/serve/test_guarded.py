@@ -1,6 +1,7 @@
 """The guard in the server: what is refused, in each language, and what the models are told."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -227,8 +228,14 @@ def test_the_served_model_judges_by_its_own_probabilities(server: Served) -> Non
     assert 0 <= given["reflection"] <= 1
     assert given["action"] == ("refuse" if given["reflection"] >= 0.5 else "allow")
     ids = [256, *b"a murky thing", 258, 258, 256, *REFLECTION["question"].encode(), 258]
-    scored = _post(server, TEXT, prompt=ids, max_tokens=1, logprobs=20, structured_outputs={"regex": "[AB]"})
-    assert scored["choices"][0]["text"] in ("A", "B")
+
+    def scored(letter: bytes) -> float:
+        """The probability of the letter after the question, as evaluation tools ask for it."""
+        echoed = _post(server, TEXT, prompt=[*ids, *letter], max_tokens=0, echo=True, logprobs=0)
+        return math.exp(echoed["choices"][0]["logprobs"]["token_logprobs"][-1])
+
+    a, b = scored(b"A"), scored(b"B")
+    assert given["reflection"] == pytest.approx(b / (a + b), rel=1e-3)
 
 
 def test_a_full_context_leaves_the_first_stage(server: Served) -> None:

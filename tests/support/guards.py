@@ -60,4 +60,4 @@ def policy(**changes: Any) -> Policy:
     return Policy.model_validate(values | changes)
 
 
-REFLECTION = {"question": "Was that A) fine or B) not?", "answers": ["not"], "asks": 0.5, "sure": 0.9}
+REFLECTION: dict[str, Any] = {"question": "Was that A) fine or B) not?", "answers": ["not"], "asks": 0.5, "sure": 0.9}

@@ -28,7 +28,6 @@ class Model(Protocol):
 
     name: str
     tokenizer: Tokenizer
-    max_seq_len: int | None
 
     async def next_logprobs(self, prompt: list[int], tokens: Sequence[int], *, cache_salt: str = "") -> list[float]: ...
 
