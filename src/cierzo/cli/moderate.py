@@ -38,8 +38,8 @@ def text(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Judge a text: what a policy says of it, and the score of each category."""
-    from cierzo.guard import Guard
-
+    with _extra():
+        from cierzo.guard import Guard
     guard = Guard(policy, mode="enforce")
     verdict = guard.check(opt.read_stdin("the text to judge") if text == "-" else text, "output" if answer else "input")
     if as_json:
