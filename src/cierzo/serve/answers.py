@@ -137,7 +137,7 @@ class Answers:
         check_places(self.llm, state, self._count)
         salt = caller.salt(asked.cache_salt)
         if state.guard is not None and state.guard.policy.on:
-            chat = not asked.continues
+            chat = asked.texts is not None
             self._guarded = GuardedRequest(state.guard, self.llm, request, chat, not asked.streamed, salt)
         for number, prompt in enumerate(asked.prompts):
             refusal = await self._refusal(number, prompt, state)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from cierzo import Completion, Delta
 from cierzo.engine import TokenLogprob
 from cierzo.serve.answers import Answers, Question, begin_answers, usage_of, use_model, watched
-from cierzo.serve.asked import plain_messages, sampling_params, structure_of, tools_of
+from cierzo.serve.asked import check_continued, plain_messages, sampling_params, structure_of, tools_of
 from cierzo.serve.errors import ApiError
 from cierzo.serve.guarded import encoded_chat, guardrail_of, judged_chat
 from cierzo.serve.schemas import openai_answers as answered
@@ -61,9 +61,10 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
     if tools and structure is not None:
         raise ApiError(400, f"{param} and tools exclude each other", param=param, code="invalid_value")
     messages = plain_messages(body.messages)
+    continued = check_continued(body, messages, forced or structure)
     if state.settings.log_prompts:
         caller.fields["messages"] = messages
-    prompt = await encoded_chat(llm, messages, tools, guardrail_of(state, body.safe_prompt))
+    prompt = await encoded_chat(llm, messages, tools, guardrail_of(state, body.safe_prompt), continued=continued)
     params = sampling_params(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -71,9 +72,10 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
         structure=forced or structure,
     )
     question = Question(
-        [prompt], params, body.n or 1, tools=bool(tools), priority=body.priority or 0, cache_salt=body.cache_salt,
-        structure_param="tools" if forced else param, **judged_chat(state, llm, messages, tools),
-        streamed=bool(body.stream), verdicts=bool(body.guard_verdicts),
+        [prompt], params, body.n or 1, continues=continued, tools=bool(tools), priority=body.priority or 0,
+        cache_salt=body.cache_salt, structure_param="tools" if forced else param,
+        **judged_chat(state, llm, messages, tools, continued=continued), streamed=bool(body.stream),
+        verdicts=bool(body.guard_verdicts),
     )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 

@@ -16,7 +16,7 @@ from cierzo.serve.errors import ANTHROPIC, ApiError, api_error
 from cierzo.serve.logs import event
 from cierzo.serve.state import Caller, State
 
-_KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics")
+_KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics", "/page/")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATIENCE = 2.0
@@ -186,7 +186,7 @@ class Gate:
     def _tell(self, scope: Scope, caller: Caller, status: int, began: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._state.answered[route, status] += 1
-        quiet = route in ("/health", "/ready", "/metrics")
+        quiet = route in ("/health", "/ready", "/metrics", "/page/state", "/page/render")
         particulars: dict[str, Any] = {
             "id": caller.request_id,
             "client": (scope.get("client") or [None])[0],

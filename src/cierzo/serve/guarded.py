@@ -12,6 +12,7 @@ from cierzo.guard.guard import Guard, Verdict, texts_of, with_guardrail, worse
 from cierzo.guard.judge import Ask, Judge, Opinion
 from cierzo.guard.policy import Policy
 from cierzo.guard.stream import OutputWatch
+from cierzo.serve.asked import chat_ids
 from cierzo.serve.errors import ApiError
 from cierzo.serve.state import State, caller_of, state_of
 from cierzo.tokens import ChatError, Message, TemplateRefusalError, decode
@@ -29,27 +30,35 @@ def guardrail_of(state: State, safe_prompt: bool | None) -> str | None:
 
 
 async def encoded_chat(
-    llm: AsyncLLM, messages: Sequence[Message], tools: list[dict[str, Any]] | None, guardrail: str | None
+    llm: AsyncLLM,
+    messages: list[Message],
+    tools: list[dict[str, Any]] | None,
+    guardrail: str | None,
+    *,
+    continued: bool = False,
 ) -> list[int]:
     """Token ids of a conversation with the guard's text where the template puts system prompts.
 
     Where a template has no place for one, it is the beginning of the first user message.
+
+    Args:
+        continued: for the rest of the last message.
 
     Raises:
         ApiError: messages that the template cannot hold.
     """
     try:
         if guardrail is None:
-            return await llm.encode_chat(messages, tools or None)
+            return await chat_ids(llm, messages, tools or None, continued=continued)
         try:
-            return await llm.encode_chat(with_guardrail(messages, guardrail), tools or None)
+            return await chat_ids(llm, with_guardrail(messages, guardrail), tools or None, continued=continued)
         except TemplateRefusalError:
             first = next((n for n, m in enumerate(messages) if m["role"] == "user"), None)
             if first is None or any(m["role"] == "system" for m in messages):
                 raise
             joined = list(messages)
             joined[first] = {**joined[first], "content": _joined(guardrail, joined[first]["content"])}
-            return await llm.encode_chat(joined, tools or None)
+            return await chat_ids(llm, joined, tools or None, continued=continued)
     except ChatError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
@@ -61,7 +70,12 @@ def _joined(guardrail: str, content: Any) -> Any:
 
 
 def judged_chat(
-    state: State, llm: AsyncLLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+    state: State,
+    llm: AsyncLLM,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]],
+    *,
+    continued: bool = False,
 ) -> dict[str, Any]:
     """What a `Question` tells the guard of a conversation."""
     if state.guard is None:
@@ -69,7 +83,7 @@ def judged_chat(
     policy = state.guard.policy
     return {
         "texts": texts_of(messages, policy.turns),
-        "with_guardrail": partial(encoded_chat, llm, messages, tools, policy.guardrail_prompt),
+        "with_guardrail": partial(encoded_chat, llm, messages, tools, policy.guardrail_prompt, continued=continued),
     }
 
 
