@@ -287,3 +287,14 @@ def test_moderations_with_the_real_client(server: Served) -> None:
     for wrong in ([], ["x"] * 129, [{"type": "image_url", "image_url": {"url": "x"}}]):
         refused = httpx.post(f"{server.url}/v1/moderations", json={"input": wrong}, timeout=10)
         assert refused.status_code == 400
+
+
+def test_a_continued_answer_is_judged_and_guarded(server: Served) -> None:
+    _guard(server, guardrail_prompt=PROMPT, guardrail_always=True)
+    begun = [*_user("hello"), {"role": "assistant", "content": "Sure, "}]
+    options = {"continue_final_message": True, "max_tokens": 1, "ignore_eos": True}
+    answer = _post(server, CHAT, messages=begun, **options)
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["prompt_tokens"] == len(PROMPT) + 2 + len("hello") + 2 + len("Sure, ")
+    begun[-1]["content"] = "Sure, a vile"
+    assert _post(server, CHAT, messages=begun, **options)["choices"][0]["finish_reason"] == "content_filter"
