@@ -46,14 +46,14 @@ def command(engine: str, model: Path, port: int, options: argparse.Namespace) ->
 
 
 @contextmanager
-def server(engine: str, model: Path, options: argparse.Namespace) -> Iterator[str]:
+def server(engine: str, model: Path, options: argparse.Namespace, *extra: str) -> Iterator[str]:
     """The address of a server that is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"CIERZO_THREADS": str(options.threads)}
     log = subprocess.DEVNULL if not options.verbose else None
-    child = subprocess.Popen(command(engine, model, port, options), env=environment, stdout=log, stderr=log)
+    child = subprocess.Popen([*command(engine, model, port, options), *extra], env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:

@@ -121,6 +121,22 @@ class AsyncLLM:
         await self._finish(sequence)
         return tuple(sequence.prompt_logprobs)
 
+    async def next_logprobs(self, prompt: list[int], tokens: Sequence[int], *, cache_salt: str = "") -> list[float]:
+        """Log-probabilities of these tokens after a prompt, of which only what is not in the cache is computed."""
+        params = SamplingParams(
+            temperature=0, max_tokens=1, ignore_eos=True, logprobs=0, logprob_token_ids=tuple(tokens)
+        )  # fmt: skip
+        answer = await self.answer(prompt, params, cache_salt=cache_salt)
+        try:
+            async for delta in answer:
+                if delta.error is not None:
+                    raise EngineError(delta.error)
+                for one in delta.logprobs:
+                    return [value for _, value in one.top]
+        finally:
+            await answer.aclose()
+        raise EngineError("the engine has stopped")
+
     async def embed(self, prompt: list[int], *, pooling: str = "mean") -> Tensor:
         """As `LLM.embed`, of one prompt."""
         if pooling not in ("mean", "last"):

@@ -48,13 +48,14 @@ def test_every_answer_is_described(server: Served) -> None:
 
         answered()
         tried += 1
-    assert tried == 12
+    assert tried == 13
 
 
 def test_what_is_described(server: Served) -> None:
     document = httpx.get(f"{server.url}/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings",
+        "/v1/moderations",
         "/tokenize", "/detokenize", "/v1/models", "/v1/models/{model}", "/health", "/ready", "/metrics",
     }  # fmt: skip
     for path, methods in document["paths"].items():

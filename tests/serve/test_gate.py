@@ -202,7 +202,6 @@ def test_slow_bodies_and_heads() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
         ({"best_of": 2}, "best_of", "unsupported_parameter"),
-        ({"safe_prompt": True}, "safe_prompt", "unsupported_parameter"),
         ({"response_format": {"type": "xml"}}, "response_format", "invalid_value"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "invalid_value"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs", "invalid_value"),

@@ -230,8 +230,6 @@ def test_errors_are_the_clients_own(client: OpenAI) -> None:
     assert odd.param == "messages[0].content"
     unknown = refused(openai.BadRequestError, reasoning_effort="high")
     assert (unknown.code, unknown.param) == ("unsupported_parameter", "reasoning_effort")
-    guard = refused(openai.BadRequestError, extra_body={"safe_prompt": True})
-    assert (guard.code, guard.param) == ("unsupported_parameter", "safe_prompt")
     tools = refused(openai.BadRequestError, tools=[{"type": "function", "function": {"name": "f"}}])
     assert (tools.code, tools.param) == ("unsupported_parameter", "tools")
     picture = [{"type": "image_url", "image_url": {"url": "data:"}}]

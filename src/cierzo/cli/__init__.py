@@ -15,6 +15,7 @@ from cierzo.cli.fit import fit
 from cierzo.cli.generate import generate
 from cierzo.cli.inspect import inspect
 from cierzo.cli.ls import ls, rm
+from cierzo.cli.moderate import moderate
 from cierzo.cli.pull import pull
 from cierzo.cli.quantize import quantize
 from cierzo.cli.serve import serve
@@ -41,6 +42,7 @@ app.command()(export)
 app.command()(serve)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
+app.add_typer(moderate, name="moderate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -66,9 +66,9 @@ def serve(
             "prompt_tokens": prompt_tokens,
             "answer_tokens": answer_tokens,
         }
-        _write(json_file, (json.dumps({**about, "runs": [asdict(r) for r in runs]}, indent=2) + "\n").encode())
+        write_whole(json_file, (json.dumps({**about, "runs": [asdict(r) for r in runs]}, indent=2) + "\n").encode())
     if png is not None:
-        _write(png, drawn(runs, remote.name))
+        write_whole(png, drawn(runs, remote.name))
     if any(one.failed for one in runs):
         raise CierzoError(f"{sum(one.failed for one in runs)} requests failed: {runs[-1].errors or runs[0].errors}")
 
@@ -131,7 +131,7 @@ def drawn(runs: "list[Figures]", title: str) -> bytes:
     return picture.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """The whole file or none."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:

@@ -137,7 +137,8 @@ class Engine:
             raise CierzoError("a prompt of token ids must hold whole numbers only")
         if not isinstance(priority, int):
             raise CierzoError(f"priority must be a whole number, not {priority!r}")
-        outside = [t for t in (*prompt, *params.logit_bias, *params.stop_token_ids) if not 0 <= t < vocab_size]
+        named = (*prompt, *params.logit_bias, *params.stop_token_ids, *params.logprob_token_ids)
+        outside = [t for t in named if not 0 <= t < vocab_size]
         if outside:
             raise CierzoError(f"token id {outside[0]} is outside the vocabulary of {vocab_size}")
         if self.max_seq_len is not None and len(prompt) + (params.max_tokens or 1) * shortest > self.max_seq_len:
@@ -279,7 +280,9 @@ class Engine:
         if token < 0:
             raise EngineError("the model's scores are no numbers: its weights or the prompt drive it out of range")
         params = sequence.params
-        logprob = None if params.logprobs is None else token_logprobs(scores, [token], params.logprobs)[0]
+        logprob = None
+        if params.logprobs is not None:
+            [logprob] = token_logprobs(scores, [token], params.logprobs, params.logprob_token_ids)
         stops = token in params.stop_token_ids or (token in self.tokenizer.stop_ids and not params.ignore_eos)
         before = sequence.last_token
         sequence.accept(token, logprob, stops)

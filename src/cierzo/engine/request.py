@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from cierzo.errors import CierzoError, EngineError
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "content_filter"]
+"""The engine's own; `content_filter` is a guard's, which ends an answer between engine and reader."""
 
 _MOST_BIAS = 1e6
 """Far beyond any score, and far from where float32 ends."""
@@ -51,6 +52,7 @@ class SamplingParams:
         ignore_eos: go on past the model's own end tokens (for measurements).
         logprobs: None, or the number of best tokens to report with each token's log-probability; of the model's own
             distribution, before any of the above.
+        logprob_token_ids: with `logprobs`, report these tokens instead of the best ones, in this order.
         structure: what the answer's text must be.
     """
 
@@ -68,6 +70,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     structure: Structure | None = None
 
     def __post_init__(self) -> None:
@@ -118,7 +121,10 @@ def _integer(params: SamplingParams, name: str, low: int, high: int, *, optional
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's log-probability (natural) under the model, and those of the best tokens at its place, best first."""
+    """A token's log-probability (natural) under the model, and those of the best tokens at its place, best first.
+
+    With `SamplingParams.logprob_token_ids`, those of these tokens, in their order.
+    """
 
     token_id: int
     logprob: float

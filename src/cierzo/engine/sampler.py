@@ -11,11 +11,15 @@ from cierzo.engine.request import SamplingParams, TokenLogprob
 from cierzo.ops import Draw
 
 
-def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """The model's own log-probabilities, from scores [n, V]: of each row's token, and of the `top` best there."""
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, others: Sequence[int] = ()) -> list[TokenLogprob]:
+    """The model's own log-probabilities, from scores [n, V]: of each row's token, and of `others` or the `top` best."""
     logprobs = logits.log_softmax(-1)
     of_tokens = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device).unsqueeze(1))
-    values, ids = logprobs.topk(min(top, logprobs.shape[1])) if top else (logprobs[:, :0], logprobs[:, :0].long())
+    if others:
+        ids = torch.tensor(others, dtype=torch.int64, device=logits.device).expand(len(logits), -1)
+        values = logprobs.gather(1, ids)
+    else:
+        values, ids = logprobs.topk(min(top, logprobs.shape[1])) if top else (logprobs[:, :0], logprobs[:, :0].long())
     best = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
     return [TokenLogprob(*three) for three in zip(tokens, of_tokens.flatten().tolist(), best, strict=True)]
 

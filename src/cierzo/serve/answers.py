@@ -1,7 +1,7 @@
 """From a checked request to the pieces of its answers, whichever language it was asked in."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,8 +12,10 @@ from starlette.types import Receive
 from cierzo import AsyncLLM, Delta, SamplingParams
 from cierzo.async_llm import Answer
 from cierzo.errors import CierzoError, EngineError, QueueFullError
+from cierzo.guard.stream import OutputWatch, refused_deltas
 from cierzo.serve.errors import ApiError
 from cierzo.serve.gate import ClientGoneError
+from cierzo.serve.guarded import GuardedRequest
 from cierzo.serve.state import State, caller_of, check_count, state_of
 
 T = TypeVar("T")
@@ -28,6 +30,10 @@ class Question:
         prompts: token ids of each; `n` answers to every one.
         continues, tools: see `Engine.prepare`.
         structure_param: the part of the request that a form of the answer comes from.
+        texts: what the guard judges of a conversation; of other prompts, their own text.
+        with_guardrail: gives the prompt again with the guard's system text.
+        streamed: pieces are shown as they come.
+        verdicts: the answer tells what the guard found.
     """
 
     prompts: list[list[int]]
@@ -38,6 +44,10 @@ class Question:
     priority: int = 0
     cache_salt: str | None = None
     structure_param: str | None = None
+    texts: list[str] | None = None
+    with_guardrail: Callable[[], Awaitable[list[int]]] | None = None
+    streamed: bool = False
+    verdicts: bool = False
 
     def check(self, llm: AsyncLLM, state: State, param: str) -> None:
         """Refuse, with the reason, what the limits or the model do not allow.
@@ -114,6 +124,7 @@ class Answers:
     _queue: asyncio.Queue[tuple[int, Delta]] = field(default_factory=asyncio.Queue)
     _streams: list[Answer] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _guarded: GuardedRequest | None = None
 
     async def begin(self, request: Request) -> None:
         """Queue every answer, or none.
@@ -123,17 +134,27 @@ class Answers:
             ApiError: a form that cannot be had.
         """
         asked, caller, state = self.question, caller_of(request), state_of(request)
-        check_places(self.llm, state, len(asked.prompts) * asked.n)
-        for prompt in asked.prompts:
+        check_places(self.llm, state, self._count)
+        salt = caller.salt(asked.cache_salt)
+        if state.guard is not None and state.guard.policy.on:
+            chat = asked.texts is not None
+            self._guarded = GuardedRequest(state.guard, self.llm, request, chat, not asked.streamed, salt)
+        for number, prompt in enumerate(asked.prompts):
+            refusal = await self._refusal(number, prompt, state)
             for sample in range(asked.n):
+                index = number * asked.n + sample
+                if refusal is not None:
+                    for delta in refused_deltas(refusal, len(prompt)):
+                        self._queue.put_nowait((index, delta))
+                    continue
                 try:
                     stream = await self.llm.answer(
-                        prompt,
+                        asked.prompts[number],
                         asked.params.for_sample(sample),
                         continues=asked.continues,
                         tools=asked.tools,
                         priority=asked.priority,
-                        cache_salt=caller.salt(asked.cache_salt),
+                        cache_salt=salt,
                     )
                 except QueueFullError:
                     raise _queue_full(state) from None
@@ -141,13 +162,29 @@ class Answers:
                     raise
                 except CierzoError as error:
                     raise ApiError(400, str(error), param=asked.structure_param, code="invalid_value") from None
-                self._tasks.append(asyncio.create_task(self._read(len(self._streams), stream)))
                 self._streams.append(stream)
+                watch = self._guarded.watch(asked.prompts[number]) if self._guarded is not None else None
+                self._tasks.append(asyncio.create_task(self._read(index, stream, watch)))
 
-    async def _read(self, index: int, stream: Answer) -> None:
+    async def _refusal(self, number: int, prompt: list[int], state: State) -> str | None:
+        """What is answered instead of an answer, if the guard refuses the prompt; it may also change the prompt."""
+        if self._guarded is None:
+            return None
+        asked, policy = self.question, self._guarded.guard.policy
+        action = (await self._guarded.judge(prompt, asked.texts)).action
+        if action == "prompt" and asked.with_guardrail is not None:
+            asked.prompts[number] = await asked.with_guardrail()
+            check_length(self.llm, state, len(asked.prompts[number]), "messages", answer=asked.params.max_tokens or 1)
+        return policy.refusal if action == "refuse" else None
+
+    async def _read(self, index: int, stream: Answer, watch: OutputWatch | None) -> None:
         """A reader for each, so that a client that reads slowly keeps nobody."""
         async for delta in stream:
-            self._queue.put_nowait((index, delta))
+            for piece in [delta] if watch is None else await watch.push(delta):
+                self._queue.put_nowait((index, piece))
+            if watch is not None and watch.refused:
+                await stream.aclose()
+                return
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """Pieces with the number of their answer, in the order in which they come.
@@ -156,7 +193,7 @@ class Answers:
             EngineError: an answer ended by one.
             ApiError: the server stopped.
         """
-        left = len(self._tasks)
+        left = self._count
         while left:
             index, delta = await self._queue.get()
             if delta.error is not None:
@@ -168,10 +205,20 @@ class Answers:
 
     async def whole(self) -> list[list[Delta]]:
         """All pieces of each answer."""
-        pieces: list[list[Delta]] = [[] for _ in self._tasks]
+        pieces: list[list[Delta]] = [[] for _ in range(self._count)]
         async for index, delta in self:
             pieces[index].append(delta)
         return pieces
+
+    @property
+    def _count(self) -> int:
+        return len(self.question.prompts) * self.question.n
+
+    def verdicts(self) -> dict[str, Any]:
+        """The field `guard` of the answer, where it has one; known when the last answer has ended."""
+        if self._guarded is not None:
+            return self._guarded.report(self.question.verdicts)
+        return {"guard": None} if self.question.verdicts else {}
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from cierzo.errors import CierzoError
-from cierzo.serve import chat, completions, embeddings, messages, page_api, system, tokens
+from cierzo.serve import chat, completions, embeddings, messages, moderations, page_api, system, tokens
 from cierzo.serve.errors import ApiError, api_error
 from cierzo.serve.gate import Gate
 from cierzo.serve.logs import event
@@ -34,7 +34,7 @@ def create_app(state: State) -> FastAPI:
         responses={"default": {"model": ErrorAnswer, "description": "What went wrong, and what to do about it."}},
     )
     app.state.server = state
-    for module in (chat, completions, messages, embeddings, tokens, system, page_api):
+    for module in (chat, completions, messages, embeddings, moderations, tokens, system, page_api):
         app.include_router(module.router)
     for kind in (ApiError, CierzoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _tell)

@@ -12,13 +12,14 @@ from starlette.responses import JSONResponse, Response
 from cierzo import Completion, Delta
 from cierzo.engine import TokenLogprob
 from cierzo.serve.answers import Answers, Question, begin_answers, usage_of, use_model, watched
-from cierzo.serve.asked import chat_ids, check_continued, plain_messages, sampling_params, structure_of, tools_of
-from cierzo.serve.errors import ApiError, unsupported
+from cierzo.serve.asked import check_continued, plain_messages, sampling_params, structure_of, tools_of
+from cierzo.serve.errors import ApiError
+from cierzo.serve.guarded import encoded_chat, guardrail_of, judged_chat
 from cierzo.serve.schemas import openai_answers as answered
 from cierzo.serve.schemas.openai import ChatRequest
 from cierzo.serve.sse import EventStream, message
 from cierzo.serve.state import caller_of, state_of
-from cierzo.tokens import ChatError, Tokenizer
+from cierzo.tokens import Tokenizer
 
 router = APIRouter()
 _LEAST_LOGPROB = -9999.0
@@ -43,8 +44,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 
 async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> Answers:
     state, caller = state_of(request), caller_of(request)
-    if body.safe_prompt:
-        raise unsupported("safe_prompt", "safe_prompt is reserved: this server has no guard yet")
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream = true", param="stream_options", code="invalid_value")
     if body.top_logprobs and not body.logprobs:
@@ -65,10 +64,7 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
     continued = check_continued(body, messages, forced or structure)
     if state.settings.log_prompts:
         caller.fields["messages"] = messages
-    try:
-        prompt = await chat_ids(llm, messages, tools or None, continued=continued)
-    except ChatError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
+    prompt = await encoded_chat(llm, messages, tools, guardrail_of(state, body.safe_prompt), continued=continued)
     params = sampling_params(
         body,
         max_tokens=body.max_completion_tokens or body.max_tokens,
@@ -78,6 +74,8 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
     question = Question(
         [prompt], params, body.n or 1, continues=continued, tools=bool(tools), priority=body.priority or 0,
         cache_salt=body.cache_salt, structure_param="tools" if forced else param,
+        **judged_chat(state, llm, messages, tools, continued=continued), streamed=bool(body.stream),
+        verdicts=bool(body.guard_verdicts),
     )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 
@@ -107,7 +105,7 @@ def _whole(answers: Answers, pieces: list[list[Delta]], request: Request) -> dic
         )
     usage = usage_of(answers, [deltas[-1] for deltas in pieces])
     caller_of(request).fields["completion_tokens"] = usage["completion_tokens"]
-    return {**_head(answers, "chat.completion"), "choices": choices, "usage": usage}
+    return {**_head(answers, "chat.completion"), "choices": choices, "usage": usage, **answers.verdicts()}
 
 
 async def _events(answers: Answers, request: Request, with_usage: bool) -> AsyncIterator[bytes]:
@@ -117,9 +115,9 @@ async def _events(answers: Answers, request: Request, with_usage: bool) -> Async
     last: dict[int, Delta] = {}
     called: set[int] = set()
 
-    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+    def chunk(index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return message({**head, "choices": [choice], **usage})
+        return message({**head, "choices": [choice], **usage, **more})
 
     for index in range(count):
         yield chunk(index, {"role": "assistant", "content": ""})
@@ -133,11 +131,12 @@ async def _events(answers: Answers, request: Request, with_usage: bool) -> Async
             yield chunk(index, said, logprobs)
         if piece.finish_reason is not None:
             last[index] = piece
-            yield chunk(index, {}, reason=_reason(piece.finish_reason, called=index in called))
+            more = answers.verdicts() if len(last) == count and not with_usage else {}
+            yield chunk(index, {}, reason=_reason(piece.finish_reason, called=index in called), **more)
     counted = usage_of(answers, [last[index] for index in range(count)])
     caller_of(request).fields["completion_tokens"] = counted["completion_tokens"]
     if with_usage:
-        yield message({**head, "choices": [], "usage": counted})
+        yield message({**head, "choices": [], "usage": counted, **answers.verdicts()})
     yield message("[DONE]")
 
 

@@ -95,7 +95,7 @@ def _question(body: CompletionRequest, prompts: list[list[int]], request: Reques
     params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, structure=structure)
     return Question(
         prompts, params, body.n or 1, continues=True, priority=body.priority or 0, cache_salt=body.cache_salt,
-        structure_param=param,
+        structure_param=param, streamed=bool(body.stream), verdicts=bool(body.guard_verdicts),
     )  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def _whole(
         )
     usage = usage_of(answers, [deltas[-1] for deltas in pieces])
     caller_of(request).fields["completion_tokens"] = usage["completion_tokens"]
-    return {**_head(answers), "choices": choices, "usage": usage}
+    return {**_head(answers), "choices": choices, "usage": usage, **answers.verdicts()}
 
 
 async def _events(answers: Answers, request: Request, with_usage: bool) -> AsyncIterator[bytes]:
@@ -159,11 +159,12 @@ async def _events(answers: Answers, request: Request, with_usage: bool) -> Async
             last[index] = piece
         if piece.text or logprobs or piece.finish_reason is not None:
             choice = {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish_reason}
-            yield message({**head, "choices": [choice], **usage})
+            more = answers.verdicts() if len(last) == count and not with_usage else {}
+            yield message({**head, "choices": [choice], **usage, **more})
     counted = usage_of(answers, [last[index] for index in range(count)])
     caller_of(request).fields["completion_tokens"] = counted["completion_tokens"]
     if with_usage:
-        yield message({**head, "choices": [], "usage": counted})
+        yield message({**head, "choices": [], "usage": counted, **answers.verdicts()})
     yield message("[DONE]")
 
 

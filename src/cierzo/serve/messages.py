@@ -9,16 +9,16 @@ from uuid import uuid4
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from cierzo import AsyncLLM, Completion, Delta, SamplingParams, Structure, Usage
+from cierzo import Completion, Delta, SamplingParams, Structure, Usage
 from cierzo.engine import ToolCallDelta
 from cierzo.serve.answers import Answers, Question, begin_answers, use_model, watched
 from cierzo.serve.asked import check_size, tools_of
 from cierzo.serve.errors import ApiError
+from cierzo.serve.guarded import encoded_chat, guardrail_of, judged_chat
 from cierzo.serve.schemas import anthropic as schema
 from cierzo.serve.schemas.openai import ChatRequest
 from cierzo.serve.sse import EventStream, message
 from cierzo.serve.state import State, caller_of, state_of
-from cierzo.tokens import ChatError
 
 router = APIRouter()
 _PING = message({"type": "ping"}, "ping")
@@ -49,7 +49,8 @@ async def count_tokens(body: schema.CountRequest, request: Request) -> schema.To
     async with AsyncExitStack() as stack:
         _, llm = await use_model(request, body.model, stack)
         tools, _ = tools_of(_tool_request(body), llm, state_of(request))
-        return schema.TokenCount(input_tokens=len(await _encoded(body, llm, tools)))
+        guardrail = guardrail_of(state_of(request), None)
+        return schema.TokenCount(input_tokens=len(await encoded_chat(llm, openai_messages(body), tools, guardrail)))
 
 
 def anthropic_failed(error: ApiError) -> bytes:
@@ -71,8 +72,12 @@ async def _begin(body: schema.MessagesRequest, request: Request, stack: AsyncExi
     params = SamplingParams(
         **given, max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), structure=forced or structure
     )
-    prompt = await _encoded(body, llm, tools)
-    question = Question([prompt], params, tools=bool(tools), structure_param="tools" if forced else "output_config")
+    plain = openai_messages(body)
+    prompt = await encoded_chat(llm, plain, tools, guardrail_of(state, None))
+    question = Question(
+        [prompt], params, tools=bool(tools), structure_param="tools" if forced else "output_config",
+        **judged_chat(state, llm, plain, tools), streamed=bool(body.stream), verdicts=bool(body.guard_verdicts),
+    )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 
 
@@ -82,13 +87,6 @@ def _structure(body: schema.MessagesRequest, state: State) -> Structure | None:
         return None
     check_size("output_config", body.output_config.format.schema_, state)
     return Structure("json_schema", body.output_config.format.schema_)
-
-
-async def _encoded(body: schema.CountRequest, llm: AsyncLLM, tools: list[dict[str, Any]]) -> list[int]:
-    try:
-        return await llm.encode_chat(openai_messages(body), tools or None)
-    except ChatError as error:
-        raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
 
 
 def openai_messages(body: schema.CountRequest) -> list[dict[str, Any]]:
@@ -165,6 +163,7 @@ def _whole(answers: Answers, pieces: list[Delta], request: Request) -> dict[str,
         "stop_reason": reason,
         "stop_sequence": stop,
         "usage": _usage(answer.usage),
+        **answers.verdicts(),
     }
 
 
@@ -179,6 +178,8 @@ def _input(arguments: str) -> dict[str, Any]:
 
 def _why(last: Delta, *, called: bool) -> tuple[str, str | None]:
     """Anthropic's word for why an answer ended, and the stop text if it was one."""
+    if last.finish_reason == "content_filter":
+        return "refusal", None
     if last.finish_reason == "length":
         return "max_tokens", None
     if called:
@@ -227,8 +228,9 @@ class _Events:
                 reason, stop = _why(piece, called=called)
                 caller_of(self._request).fields["completion_tokens"] = piece.usage.completion_tokens
                 yield _event(
-                    "message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(piece.usage)
-                )
+                    "message_delta", delta={"stop_reason": reason, "stop_sequence": stop}, usage=_usage(piece.usage),
+                    **self._answers.verdicts(),
+                )  # fmt: skip
         yield _event("message_stop")
 
     def _call(self, call: ToolCallDelta) -> list[bytes]:

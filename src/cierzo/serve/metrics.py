@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from cierzo import AsyncLLM
 from cierzo.engine import Histogram, Metrics
+from cierzo.guard import Guard
 from cierzo.serve.state import State
 
 _Value = Callable[[Metrics], float]
@@ -69,6 +70,8 @@ class _Collector(Collector):
             yield family
         yield _finished(loaded)
         yield from _http(self._state)
+        if self._state.guard is not None:
+            yield from _guard(self._state.guard)
 
 
 def _add(family: HistogramMetricFamily, model: str, histogram: Histogram) -> None:
@@ -99,6 +102,25 @@ def _http(state: State) -> Iterator[Metric]:
     for code, count in state.refused.items():
         refused.add_metric([code], count)
     yield refused
+
+
+def _guard(guard: Guard) -> Iterator[Metric]:
+    labels = {"policy": guard.policy.name, "mode": guard.mode}
+    verdicts = CounterMetricFamily(
+        "cierzo:guard_verdicts", "Texts that were judged, by what the policy says.",
+        labels=[*labels, "stage", "action"],
+    )  # fmt: skip
+    for (stage, action), count in list(guard.verdicts.items()):
+        verdicts.add_metric([*labels.values(), stage, action], count)
+    yield verdicts
+    for name, about, value in (
+        ("errors", "Texts that could not be judged.", guard.errors),
+        ("reflections", "Times that a model was asked.", guard.reflections),
+        ("seconds", "Time that judging took, with waiting for the model.", guard.seconds),
+    ):
+        family = CounterMetricFamily(f"cierzo:guard_{name}", about, labels=list(labels))
+        family.add_metric(list(labels.values()), value)
+        yield family
 
 
 def exposition(state: State) -> tuple[bytes, str]:

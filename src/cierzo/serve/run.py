@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cierzo import LoadOptions, Models
 from cierzo.errors import CierzoError
+from cierzo.guard import Guard
+from cierzo.guard.audit import Audit
 from cierzo.serve import logs
 from cierzo.serve.app import create_app
 from cierzo.serve.auth import VARIABLE, read_keys
@@ -33,10 +36,11 @@ def serve(settings: Settings) -> None:
             f"{settings.host} can be reached from other machines, and there is no key: set api_keys_file or "
             f"{VARIABLE}, or say --allow-public if everybody may use this server"
         )
+    guard = guard_of(settings)
     logs.set_up(settings.log_level)
     bound = bind(settings)
     try:
-        asyncio.run(_run(settings, keys, bound))
+        asyncio.run(_run(settings, keys, guard, bound))
     finally:
         bound.close()
 
@@ -53,6 +57,19 @@ def load_options(settings: Settings) -> LoadOptions:
         cache_tokens=settings.cache_tokens,
         max_running=settings.max_running,
     )
+
+
+def guard_of(settings: Settings) -> Guard | None:
+    """The guard that the settings ask for.
+
+    Raises:
+        CierzoError: there is no such policy, or its log cannot be written.
+    """
+    if settings.guard is None:
+        return None
+    audit = None if settings.guard_log is None else Audit(Path(settings.guard_log), text=settings.guard_log_text)
+    mode: Any = settings.guard_mode  # checked by `Settings`
+    return Guard(settings.guard, mode=mode, audit=audit)
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -75,14 +92,14 @@ def bind(settings: Settings) -> socket.socket:
     return bound
 
 
-async def _run(settings: Settings, keys: list[Any], bound: socket.socket) -> None:
+async def _run(settings: Settings, keys: list[Any], guard: Guard | None, bound: socket.socket) -> None:
     models = Models(
         settings.sources, load_options(settings), keep=settings.keep, max_waiting=settings.max_waiting,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     async with models.use() as llm:
         print(llm.card, file=sys.stderr)
-    state = State(settings, models, keys)
+    state = State(settings, models, keys, guard=guard)
     server = DrainingServer(state)
     host, port = bound.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host

@@ -81,6 +81,15 @@ class Settings:
         float | None, Said("Seconds that an unused model stays loaded; until memory is needed else.", 0)
     ] = None
 
+    guard: Annotated[str | None, Said("Judge questions and answers by a policy: off, standard, strict, or a file.")] = (
+        None
+    )
+    guard_mode: Annotated[
+        str | None, Said("Instead of the policy's: shadow judges and tells but changes nothing, enforce acts.")
+    ] = None
+    guard_log: Annotated[str | None, Said("File for what the guard finds, a JSON object a line.")] = None
+    guard_log_text: Annotated[bool, Said("Write texts there as they are, not their hashes.")] = False
+
     log_level: Annotated[str, Said("debug, info, warning or error.")] = "info"
     log_prompts: Annotated[bool, Said("Write what was asked into the log.")] = False
 
@@ -92,6 +101,10 @@ class Settings:
             if (least is not None and value < least) or (most is not None and value > most) or value != value:
                 limits = f"at least {least}" if most is None else f"from {least} to {most}"
                 raise CierzoError(f"{name} must be {limits}, not {value}")
+        if self.guard_mode not in (None, "shadow", "enforce"):
+            raise CierzoError(f"guard_mode must be shadow or enforce, not {self.guard_mode!r}")
+        if self.guard is None and (self.guard_mode is not None or self.guard_log is not None or self.guard_log_text):
+            raise CierzoError("guard_mode, guard_log and guard_log_text need a guard: name a policy, such as standard")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise CierzoError(f"log_level must be debug, info, warning or error, not {self.log_level!r}")
 

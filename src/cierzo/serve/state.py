@@ -4,9 +4,13 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette.requests import Request
 
+from cierzo import AsyncLLM
+from cierzo.guard import Guard
+from cierzo.guard.judge import Judge
 from cierzo.models import Models
 from cierzo.serve.auth import Key
 from cierzo.serve.errors import ApiError
@@ -23,6 +27,7 @@ class State:
         stop: set when those in hand must end now.
         answered: requests by path (of a route) and status.
         refused: requests that were refused, by the error's code.
+        guard, judges: what judges questions and answers, and the models that it asks.
     """
 
     settings: Settings
@@ -33,6 +38,8 @@ class State:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     answered: Counter[tuple[str, int]] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    guard: Guard | None = None
+    judges: WeakKeyDictionary[AsyncLLM, Judge] = field(default_factory=WeakKeyDictionary)
 
     def retry_after(self) -> int:
         """Seconds after which a place in the queue is likely, from how long requests took so far."""

@@ -43,14 +43,20 @@ def _card(entry: Entry) -> ModelCard:
 async def health(request: Request) -> Response:
     """Whether the process is well; 503 when an engine has stopped."""
     failed = any(e.llm is not None and e.llm.failure is not None for e in state_of(request).models.entries.values())
-    return JSONResponse({"status": "failed" if failed else "ok"}, 503 if failed else 200)
+    return _told(state_of(request), "failed" if failed else "ok")
 
 
 @router.get("/ready", response_model=Health)
 async def ready(request: Request) -> Response:
     """Whether requests should be sent here; 503 while the first model loads, while draining, and after a failure."""
-    status = _status(state_of(request))
-    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+    return _told(state_of(request), _status(state_of(request)))
+
+
+def _told(state: State, status: str) -> Response:
+    told: dict[str, Any] = {"status": status}
+    if state.guard is not None:
+        told["guard"] = {"policy": state.guard.policy.name, "mode": state.guard.mode}
+    return JSONResponse(told, 200 if status == "ok" else 503)
 
 
 def _status(state: State) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cierzo.serve.schemas.base import Answered, Asked, JsonSchema, Text
+from cierzo.serve.schemas.moderation import GuardReport, GuardVerdicts
 
 
 class CacheControl(Asked):
@@ -125,6 +126,7 @@ class MessagesRequest(CountRequest):
     stop_sequences: list[Text] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    guard_verdicts: GuardVerdicts = None
 
 
 class ErrorBody(Answered):
@@ -163,9 +165,10 @@ class AnthropicMessage(Answered):
     role: Literal["assistant"]
     model: str
     content: list[AnsweredText | AnsweredToolUse]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]
     stop_sequence: str | None
     usage: Usage
+    guard: GuardReport | None = None
 
 
 class TokenCount(Answered):

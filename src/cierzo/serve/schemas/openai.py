@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cierzo.serve.schemas.base import Asked, JsonSchema, Text, TokenId
+from cierzo.serve.schemas.moderation import GuardVerdicts
 
 Model = Annotated[str | None, Field(description="A name of /v1/models; the first model when left out.")]
 
@@ -150,6 +151,7 @@ class Sampling(Asked):
         None, description="Only requests with the same salt (and key) share cached prompts."
     )
     user: str | None = Field(None, description="Written into the log.")
+    guard_verdicts: GuardVerdicts = None
 
 
 class ChatRequest(Sampling):
@@ -168,7 +170,7 @@ class ChatRequest(Sampling):
     add_generation_prompt: bool | None = Field(
         None, description="What vLLM's clients send with it: false when the last message is continued, else true."
     )
-    safe_prompt: bool | None = Field(None, description="Reserved: there is no guard yet.")
+    safe_prompt: bool | None = Field(None, description="Put a guardrail prompt in front, as Mistral's API does.")
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
 

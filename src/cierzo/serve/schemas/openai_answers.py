@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import Field
 
 from cierzo.serve.schemas.base import Answered
+from cierzo.serve.schemas.moderation import GuardReport, GuardState
 
-Reason = Literal["stop", "length", "tool_calls"]
+Reason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class ErrorBody(Answered):
@@ -78,6 +79,7 @@ class ChatCompletion(Answered):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    guard: GuardReport | None = None
 
 
 class FunctionDelta(Answered):
@@ -114,6 +116,7 @@ class ChatChunk(Answered):
     model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    guard: GuardReport | None = None
 
 
 class CompletionLogprobs(Answered):
@@ -139,6 +142,7 @@ class Completion(Answered):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
+    guard: GuardReport | None = None
 
 
 class Embedding(Answered):
@@ -188,3 +192,4 @@ class Detokenized(Answered):
 
 class Health(Answered):
     status: Literal["ok", "loading", "draining", "failed"]
+    guard: GuardState | None = Field(None, description="What judges questions and answers, where something does.")

@@ -1,0 +1,152 @@
+"""The first stage: a linear model over hashed pieces of words, fast enough for every text on any CPU.
+
+A text's features are its runs of 2 to 5 characters within words, its words and its pairs of words, each hashed to a
+bucket (Weinberger et al., arXiv:0902.2206), counted with diminishing weight, scaled by how rare it is (tf-idf) and to
+length 1. A category's probability is a logistic function of one product. Weights are int8, and hold no text.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cierzo.errors import CierzoError
+from cierzo.guard.text import views
+
+CATEGORIES = (
+    "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm",
+    "self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic",
+)  # fmt: skip
+"""OpenAI's, as its moderation API names them."""
+
+ANY = "any"
+"""That some category applies: more than the worst of them says, since weak signs of several add up."""
+
+BUCKETS = 2**16
+_GRAMS = range(2, 6)
+_PRIME = np.uint64(0x100000001B3)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SPACE = np.uint32(32)
+_SHIPPED = Path(__file__).with_name("classifier.safetensors")
+
+Floats = NDArray[np.float32]
+
+
+def features(text: str) -> tuple[NDArray[np.int64], Floats]:
+    """Buckets of a normalised text, each once, and the logarithm's weight of their counts: two arrays [n]."""
+    codes = np.frombuffer(f" {text} ".encode("utf-32-le", "replace"), np.uint32)
+    spaces = np.concatenate(([0], np.cumsum(codes == _SPACE)))
+    hashes = [_words(text)]
+    for n in _GRAMS:
+        if len(codes) < n:
+            break
+        last = len(codes) - n + 1
+        hashed = np.full(last, n, np.uint64)
+        for k in range(n):
+            hashed = hashed * _PRIME + codes[k : last + k]
+        # A run may begin or end at a space, but not cross one.
+        hashes.append(hashed[spaces[n - 1 : last + n - 1] == spaces[1 : last + 1]])
+    mixed = np.concatenate(hashes) * _MIX
+    buckets, counts = np.unique((mixed >> np.uint64(40)) % BUCKETS, return_counts=True)
+    return buckets.astype(np.int64), (1 + np.log(counts)).astype(np.float32)
+
+
+def _words(text: str) -> NDArray[np.uint64]:
+    """Hashes of words and of pairs of words."""
+    words = np.array([_word(word) for word in text.split()], np.uint64)
+    pairs = words[:-1] * _PRIME + words[1:] if len(words) > 1 else words[:0]
+    return np.concatenate((words, pairs))
+
+
+def _word(word: str) -> int:
+    return zlib.crc32(word.strip(".,;:!?\"'()[]").encode("utf-8", "replace")) + (1 << 33)
+
+
+class Classifier:
+    """Probabilities of categories.
+
+    Args:
+        categories: names of the weights' columns.
+        weights: int8 [BUCKETS, C]; a column times its scale, float32 [C].
+        idf: float16 [BUCKETS], what a feature's weight is multiplied with.
+        bias: float32 [C].
+    """
+
+    def __init__(
+        self,
+        categories: Iterable[str],
+        weights: NDArray[np.int8],
+        scale: Floats,
+        idf: NDArray[np.float16],
+        bias: Floats,
+    ) -> None:
+        self.categories = tuple(categories)
+        self.weights, self.scale, self.idf, self.bias = weights, scale, idf, bias
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> "Classifier":
+        """The shipped one, or that of a file that `cierzo moderate train` wrote.
+
+        Raises:
+            CierzoError: there is no such file, or it is something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file = path or _SHIPPED
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                categories = json.loads((opened.metadata() or {})["categories"])
+                parts = [opened.get_tensor(name) for name in ("weights", "scale", "idf", "bias")]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise CierzoError(f"{file} is no classifier: {error}; `cierzo moderate train` makes one") from None
+        columns = len(categories)
+        shapes = [(BUCKETS, columns), (columns,), (BUCKETS,), (columns,)]
+        if [part.shape for part in parts] != shapes or not set(categories) <= {*CATEGORIES, ANY}:
+            raise CierzoError(f"{file} is a classifier of another version: train it again with `cierzo moderate train`")
+        return cls(categories, *parts)
+
+    def save(self, path: Path, about: Mapping[str, str]) -> None:
+        """Write the weights; `about` tells what they were learnt from."""
+        from safetensors.numpy import save_file
+
+        partial = path.with_name(f".{path.name}.partial")
+        tensors: dict[str, NDArray[Any]] = {
+            "weights": self.weights,
+            "scale": self.scale,
+            "idf": self.idf,
+            "bias": self.bias,
+        }
+        save_file(tensors, partial, {"categories": json.dumps(self.categories), **about})
+        partial.replace(path)
+
+    def scores(self, text: str) -> dict[str, float]:
+        """Probability, 0 to 1, of every category and of `ANY`, each for the worst part of a text.
+
+        Categories of which nothing was learnt have 0.
+        """
+        found = dict.fromkeys((*CATEGORIES, ANY), 0.0)
+        for part in views(text):
+            for name, value in self._probabilities(part).items():
+                found[name] = max(found[name], value)
+        return found
+
+    def _probabilities(self, part: str) -> dict[str, float]:
+        buckets, counts = features(part)
+        weights = counts * self.idf[buckets].astype(np.float32)
+        weights /= max(float(np.linalg.norm(weights)), 1e-12)
+        logits = (weights @ self.weights[buckets].astype(np.float32)) * self.scale + self.bias
+        scores = dict(zip(self.categories, (1 / (1 + np.exp(-logits))).tolist(), strict=True))
+        none = math.prod(1 - score for name, score in scores.items() if name != ANY)
+        return scores | {ANY: (scores.get(ANY, 0.0) + 1 - none) / 2}
+
+
+@cache
+def shipped() -> Classifier:
+    """The classifier that the package brings."""
+    return Classifier.load()

@@ -1,0 +1,61 @@
+"""`cierzo moderate` as users run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cierzo.cli.moderate_eval import with_figures
+from cierzo.guard import Policy
+from cierzo.guard.data import Labelled
+from cierzo.guard.evaluate import Method, Set, evaluated, table
+
+
+def _run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cierzo", "moderate", *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_text_and_stdin() -> None:
+    shown = _run("I will kill you all, you filthy animals")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("standard: refuse\n")
+    assert "refuse from" in shown.stdout
+    piped = _run("-", "--json", "--policy", "strict", stdin="What is the capital of France?\n")
+    said = json.loads(piped.stdout)
+    assert (said["policy"], said["action"]) == ("strict", "allow")
+    assert 0 <= said["categories"]["hate"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["x", "--policy", "nonsense"], "error: there is no policy 'nonsense'"),
+        (["-"], "error: stdin is empty"),
+        (["train", "out", "--data", "/nowhere"], "error: /nowhere has no folder openai_moderation"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
+    failed = _run(*arguments)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(said)
+    assert failed.stderr.count("\n") == 1
+
+
+def test_figures_are_written_into_a_policy(tmp_path: Path) -> None:
+    """In place of older ones, and it stays the same policy."""
+    items = [Labelled("a", True), Labelled("b", False), Labelled("aa", True), Labelled("bb", False)]
+    own = Method("mine: flags", lambda texts: [text.count("a") for text in texts], 1.0)
+    rows = evaluated([Set("own", items)], [own], lambda done, total: None)
+    assert "1.000 ± 0.000" in table(rows)[1]
+    path = tmp_path / "mine.yaml"
+    path.write_text("# a comment\nname: mine\ndescription: A test's.\n")
+    for _ in range(2):
+        path.write_text(with_figures(path, Policy.load(path), rows))
+    assert path.read_text().startswith("# a comment\n")
+    values = yaml.safe_load(path.read_text())
+    assert values["figures"]["own"]["flags"]["recall"] == 1.0
+    assert Policy.load(path).figures == values["figures"]
