@@ -166,7 +166,9 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             params = [params or SamplingParams()] * len(prompts)
         if len(params) != len(prompts):
-            raise CierzoError(f"params must be one for all or one for each of {len(prompts)} prompts, not {len(params)}")
+            raise CierzoError(
+                f"params must be one for all or one for each of {len(prompts)} prompts, not {len(params)}"
+            )
         prepared = [
             self._engine.prepare(prompt, own.for_sample(sample), continues=continues, tools=tools)
             for prompt, own in zip(prompts, params, strict=True)

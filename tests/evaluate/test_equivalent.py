@@ -44,7 +44,7 @@ def test_more_is_never_worth_less(one: float, other: float) -> None:
 
 
 def test_the_article_s_own_rows() -> None:
-    """From Table 2's two points alone about 2.3, 3.0 and 1.8 times; with the four sizes what the article says, about."""
+    """From Table 2's two points about 2.3, 3.0 and 1.8 times; with the four sizes about what the article says."""
     rows = {row.group: row for row in article_rows()}
     two = {group: row.two_points.ratio(7.24) for group, row in rows.items()}
     assert two["mmlu"] == pytest.approx(2.34, abs=0.01)

@@ -14,15 +14,15 @@ TEXT = "The keeper walked along the shore and counted the gulls, and the wind we
 
 
 def test_needles_near_the_end_are_found_and_those_out_of_reach_are_not(default_gguf: Path, smollm2: LLM) -> None:
-    windowed = LLM(default_gguf, cache_tokens=8192, sliding_window=4)
+    windowed = LLM(default_gguf, cache_tokens=2048, sliding_window=4)
     assert windowed.config.windowed
     assert reach(smollm2) is None
     assert reach(windowed) == 30 * 3
-    cells = needles(smollm2, [TEXT], [300], [0.0, 1.0], 4, 0)
-    assert [cell["trials"] for cell in cells] == [4, 4]
-    assert cells[0]["distance"] > 200 > 30 > cells[1]["distance"]
+    cells = needles(smollm2, [TEXT], [160], [0.0, 1.0], 2, 0)
+    assert [cell["trials"] for cell in cells] == [2, 2]
+    assert cells[0]["distance"] > 91 > 30 > cells[1]["distance"]
     assert cells[1]["found"] == 1.0
-    blind = needles(windowed, [TEXT], [300], [0.0, 1.0], 4, 0)
+    blind = needles(windowed, [TEXT], [160], [0.0, 1.0], 2, 0)
     assert [cell["found"] for cell in blind] == [0.0, 0.0]
     assert "(0%)" in needle_table(blind, reach(windowed))[1]
     assert "(" not in needle_table(blind, reach(windowed))[2]
@@ -41,8 +41,8 @@ def test_what_is_out_of_reach_changes_nothing(default_gguf: Path) -> None:
 
 
 def test_loss_falls_where_text_repeats(smollm2: LLM) -> None:
-    rows = perplexity_by_position(smollm2, [TEXT, TEXT[7:]], 256, 2, bins=4)
-    assert [(row["first"], row["last"]) for row in rows] == [(1, 64), (65, 128), (129, 191), (192, 255)]
+    rows = perplexity_by_position(smollm2, [TEXT, TEXT[7:]], 129, 2, bins=4)
+    assert [(row["first"], row["last"]) for row in rows] == [(1, 32), (33, 64), (65, 96), (97, 128)]
     assert rows[-1]["loss"] < rows[0]["loss"] / 4
     assert all(row["documents"] == 2 for row in rows)
 

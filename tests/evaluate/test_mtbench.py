@@ -24,8 +24,12 @@ QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Write {a} poem.", "Shorter."]},
     {"question_id": 111, "category": "math", "turns": ["What is 1 + 1?", "And 2 + 2?"], "reference": ["2", "4"]},
 ]
-NAMES = [f"{kind}{math}-{version}{turn}" for kind, version in (("single", "v1"), ("pair", "v2")) for math in ("", "-math")
-         for turn in ("", "-multi-turn")]  # fmt: skip
+NAMES = [
+    f"{kind}{math}-{version}{turn}"
+    for kind, version in (("single", "v1"), ("pair", "v2"))
+    for math in ("", "-math")
+    for turn in ("", "-multi-turn")
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (data / "mt_bench" / name).write_text("".join(json.dumps(item) + "\n" for item in items))
 
     write("question.jsonl", QUESTIONS)
-    write("reference_answer_gpt-4.jsonl", [
-        {"question_id": 111, "choices": [{"index": 0, "turns": ["2", "4"]}]}])  # fmt: skip
+    write("reference_answer_gpt-4.jsonl", [{"question_id": 111, "choices": [{"index": 0, "turns": ["2", "4"]}]}])
     prompts = []
     for name in NAMES:
         name = name.replace("pair-math-v2", "pair-math-v1")
@@ -150,7 +153,7 @@ def endpoint(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, l
     seen: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             seen.append(
                 (self.headers["authorization"], json.loads(self.rfile.read(int(self.headers["content-length"]))))
             )

@@ -11,15 +11,37 @@ from typing import Any
 ANIMALS = ("cat", "dog", "cow", "owl", "bee", "fox")
 SAYS = ("meow", "woof", "moo", "hoot", "buzz", "yelp")
 AGIEVAL = (
-    "aqua-rat", "gaokao-english", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "math", "sat-en", "sat-en-without-passage",
+    "aqua-rat",
+    "gaokao-english",
+    "logiqa-en",
+    "lsat-ar",
+    "lsat-lr",
+    "lsat-rc",
+    "math",
+    "sat-en",
+    "sat-en-without-passage",
     "sat-math",
-)  # fmt: skip
+)
 
 
 def write_data(folder: Path, subjects: Iterable[str] = (), bbh: Iterable[str] = ()) -> Path:
     """Six items of each benchmark. MMLU's subjects and BBH's tasks are those given, with three each."""
-    for name in ("hellaswag", "foundry", "piqa", "commonsenseqa", "nq_open", "quac", "gsm8k", "math", "humaneval", "mbpp",
-                 "mmlu/dev", "mmlu/test", "bbh", "agieval"):  # fmt: skip
+    for name in (
+        "hellaswag",
+        "foundry",
+        "piqa",
+        "commonsenseqa",
+        "nq_open",
+        "quac",
+        "gsm8k",
+        "math",
+        "humaneval",
+        "mbpp",
+        "mmlu/dev",
+        "mmlu/test",
+        "bbh",
+        "agieval",
+    ):
         (folder / name).mkdir(parents=True)
     pairs = list(zip(ANIMALS, SAYS, strict=True))
     text = "".join(
@@ -27,73 +49,157 @@ def write_data(folder: Path, subjects: Iterable[str] = (), bbh: Iterable[str] = 
         for n, (a, _) in enumerate(pairs)
     )
     (folder / "hellaswag" / "hellaswag_val_full.txt.bz2").write_bytes(bz2.compress(text.encode()))
-    _lines(folder / "piqa" / "valid.jsonl", [
-        {"goal": f"Call a {a}.", "sol1": f"Say {s}.", "sol2": "Say nothing."} for a, s in pairs
-    ])  # fmt: skip
+    _lines(
+        folder / "piqa" / "valid.jsonl",
+        [{"goal": f"Call a {a}.", "sol1": f"Say {s}.", "sol2": "Say nothing."} for a, s in pairs],
+    )
     (folder / "piqa" / "valid-labels.lst").write_text("0\n" * len(pairs))
-    _lines(folder / "foundry" / "winogrande.jsonl", [
-        {"context_options": [f"The {a} met the {b}, so the {a}", f"The {a} met the {b}, so the {b}"],
-         "continuation": f"said {s}.", "gold": 0}
-        for (a, s), b in zip(pairs, (*ANIMALS[1:], "ant"), strict=True)
-    ])  # fmt: skip
-    _lines(folder / "foundry" / "siqa.jsonl", [
-        {"query": f"Context: Ada fed the {a}.\nQuestion: How is the {a}?\nChoices:\nA. glad\nB. sorry\nAnswer:",
-         "choices": ["A", "B"], "gold": 0} for a in ANIMALS
-    ])  # fmt: skip
-    _lines(folder / "foundry" / "openbook_qa.jsonl", [
-        {"query": f"A {a} says", "choices": [_other(n, k) for k in range(4)], "gold": 0} for n, a in enumerate(ANIMALS)
-    ])  # fmt: skip
-    for name in ("arc_easy", "arc_challenge"):
-        _lines(folder / "foundry" / f"{name}.jsonl", [
-            {"query": f"Question: What does a {a} say?", "choices": [_other(n, k) for k in range(4)], "gold": 0}
+    _lines(
+        folder / "foundry" / "winogrande.jsonl",
+        [
+            {
+                "context_options": [f"The {a} met the {b}, so the {a}", f"The {a} met the {b}, so the {b}"],
+                "continuation": f"said {s}.",
+                "gold": 0,
+            }
+            for (a, s), b in zip(pairs, (*ANIMALS[1:], "ant"), strict=True)
+        ],
+    )
+    _lines(
+        folder / "foundry" / "siqa.jsonl",
+        [
+            {
+                "query": f"Context: Ada fed the {a}.\nQuestion: How is the {a}?\nChoices:\nA. glad\nB. sorry\nAnswer:",
+                "choices": ["A", "B"],
+                "gold": 0,
+            }
+            for a in ANIMALS
+        ],
+    )
+    _lines(
+        folder / "foundry" / "openbook_qa.jsonl",
+        [
+            {"query": f"A {a} says", "choices": [_other(n, k) for k in range(4)], "gold": 0}
             for n, a in enumerate(ANIMALS)
-        ])  # fmt: skip
-    _lines(folder / "commonsenseqa" / "dev_rand_split.jsonl", [
-        {"answerKey": "A", "id": str(n), "question": {"question_concept": a, "stem": f"What says {s}?", "choices": [
-            {"label": "ABCDE"[k], "text": ANIMALS[(n + k) % 6]} for k in range(5)]}}
-        for n, (a, s) in enumerate(pairs)
-    ])  # fmt: skip
+        ],
+    )
+    for name in ("arc_easy", "arc_challenge"):
+        _lines(
+            folder / "foundry" / f"{name}.jsonl",
+            [
+                {"query": f"Question: What does a {a} say?", "choices": [_other(n, k) for k in range(4)], "gold": 0}
+                for n, a in enumerate(ANIMALS)
+            ],
+        )
+    _lines(
+        folder / "commonsenseqa" / "dev_rand_split.jsonl",
+        [
+            {
+                "answerKey": "A",
+                "id": str(n),
+                "question": {
+                    "question_concept": a,
+                    "stem": f"What says {s}?",
+                    "choices": [{"label": "ABCDE"[k], "text": ANIMALS[(n + k) % 6]} for k in range(5)],
+                },
+            }
+            for n, (a, s) in enumerate(pairs)
+        ],
+    )
     asked = [{"question": f"what does the {a} say", "answer": [s, s.title()]} for a, s in pairs]
     _lines(folder / "nq_open" / "NQ-open.dev.jsonl", asked)
     _lines(folder / "nq_open" / "NQ-open.efficientqa.dev.1.1.jsonl", asked[::-1])
-    _lines(folder / "foundry" / "triviaqa_sm_sub.jsonl", [
-        {"context": f"Question: What does the {a} say?\nAnswer:", "answer": s, "aliases": [s.title()]} for a, s in pairs * 2
-    ])  # fmt: skip
-    _lines(folder / "foundry" / "boolq.jsonl", [
-        {"query": f"Passage: The {a} says {s}.\nQuestion: does the {a} say {s}?", "choices": ["no", "yes"], "gold": 1}
-        for a, s in pairs
-    ])  # fmt: skip
+    _lines(
+        folder / "foundry" / "triviaqa_sm_sub.jsonl",
+        [
+            {"context": f"Question: What does the {a} say?\nAnswer:", "answer": s, "aliases": [s.title()]}
+            for a, s in pairs * 2
+        ],
+    )
+    _lines(
+        folder / "foundry" / "boolq.jsonl",
+        [
+            {
+                "query": f"Passage: The {a} says {s}.\nQuestion: does the {a} say {s}?",
+                "choices": ["no", "yes"],
+                "gold": 1,
+            }
+            for a, s in pairs
+        ],
+    )
     dialogue = [
-        {"question": f"What does the {a} say?", "answers": [{"text": f"It says {s}"}], "orig_answer": {"text": f"It says {s}"}}
+        {
+            "question": f"What does the {a} say?",
+            "answers": [{"text": f"It says {s}"}],
+            "orig_answer": {"text": f"It says {s}"},
+        }
         for a, s in pairs
-    ]  # fmt: skip
-    (folder / "quac" / "quac_sample.json").write_text(json.dumps({"data": [
-        {"title": "Farm", "paragraphs": [{"context": "Animals talk. CANNOTANSWER", "qas": dialogue}]}]}))  # fmt: skip
-    sums = [{"question": f"{n} {a}s and 2 more?", "answer": f"It is {n} + 2 = {n + 2}.\n#### {n + 2}"}
-            for n, a in enumerate(ANIMALS)]  # fmt: skip
+    ]
+    (folder / "quac" / "quac_sample.json").write_text(
+        json.dumps(
+            {"data": [{"title": "Farm", "paragraphs": [{"context": "Animals talk. CANNOTANSWER", "qas": dialogue}]}]}
+        )
+    )
+    sums = [
+        {"question": f"{n} {a}s and 2 more?", "answer": f"It is {n} + 2 = {n + 2}.\n#### {n + 2}"}
+        for n, a in enumerate(ANIMALS)
+    ]
     for split in ("train", "test"):
         _lines(folder / "gsm8k" / f"{split}.jsonl", sums * 2)
-    kinds = ("Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory", "Prealgebra",
-             "Precalculus")  # fmt: skip
-    _lines(folder / "math" / "test.json", [
-        {"problem": f"What is ${n}+2$?", "level": "Level 1", "type": kind, "solution": f"It is $\\boxed{{{n + 2}}}$.", "idx": n}
-        for n, kind in enumerate(kinds)
-    ])  # fmt: skip
-    programs = [{
-        "task_id": f"HumanEval/{n}", "prompt": f'def says_{a}() -> str:\n    """What the {a} says."""\n', "entry_point": f"says_{a}",
-        "canonical_solution": f"    return {s!r}\n", "test": f"def check(candidate):\n    assert candidate() == {s!r}\n",
-    } for n, (a, s) in enumerate(pairs)]  # fmt: skip
+    kinds = (
+        "Algebra",
+        "Counting & Probability",
+        "Geometry",
+        "Intermediate Algebra",
+        "Number Theory",
+        "Prealgebra",
+        "Precalculus",
+    )
+    _lines(
+        folder / "math" / "test.json",
+        [
+            {
+                "problem": f"What is ${n}+2$?",
+                "level": "Level 1",
+                "type": kind,
+                "solution": f"It is $\\boxed{{{n + 2}}}$.",
+                "idx": n,
+            }
+            for n, kind in enumerate(kinds)
+        ],
+    )
+    programs = [
+        {
+            "task_id": f"HumanEval/{n}",
+            "prompt": f'def says_{a}() -> str:\n    """What the {a} says."""\n',
+            "entry_point": f"says_{a}",
+            "canonical_solution": f"    return {s!r}\n",
+            "test": f"def check(candidate):\n    assert candidate() == {s!r}\n",
+        }
+        for n, (a, s) in enumerate(pairs)
+    ]
     with gzip.open(folder / "humaneval" / "HumanEval.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(program) + "\n" for program in programs)
-    _lines(folder / "mbpp" / "mbpp.jsonl", [
-        {"text": f"Write a function that adds {n}.", "code": f"def add{n}(x):\r\n  return x + {n}", "task_id": n,
-         "test_setup_code": "", "test_list": [f"assert add{n}({k}) == {n + k}" for k in range(3)], "challenge_test_list": []}
-        for n in range(1, 511)
-    ])  # fmt: skip
+    _lines(
+        folder / "mbpp" / "mbpp.jsonl",
+        [
+            {
+                "text": f"Write a function that adds {n}.",
+                "code": f"def add{n}(x):\r\n  return x + {n}",
+                "task_id": n,
+                "test_setup_code": "",
+                "test_list": [f"assert add{n}({k}) == {n + k}" for k in range(3)],
+                "challenge_test_list": [],
+            }
+            for n in range(1, 511)
+        ],
+    )
     for subject in subjects:
         rows = [[f"What does the {a} say?", *(_other(n, k) for k in range(4))] for n, a in enumerate(ANIMALS)]
-        _csv(folder / "mmlu" / "dev" / f"{subject}_dev.csv",
-             [["question", "choice0", "choice1", "choice2", "choice3", "answer"], *([*row, "0"] for row in rows[:5])])  # fmt: skip
+        _csv(
+            folder / "mmlu" / "dev" / f"{subject}_dev.csv",
+            [["question", "choice0", "choice1", "choice2", "choice3", "answer"], *([*row, "0"] for row in rows[:5])],
+        )
         _csv(folder / "mmlu" / "test" / f"{subject}_test.csv", [[*row, "A"] for row in rows[:3]])
     for name in bbh:
         examples = [{"input": f"True and {n % 2 == 0} is", "target": str(n % 2 == 0)} for n in range(3)]

@@ -6,9 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -19,7 +18,7 @@ from cierzo.errors import CierzoError
 class _RunFirst(TyperGroup):
     """`cierzo eval MODEL` is `cierzo eval run MODEL`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -63,6 +62,7 @@ def run(
     """
     from cierzo.cli.options import load_llm
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when it is imported
     with needs_extra():
         from cierzo.evaluate.journal import Journal
         from cierzo.evaluate.lm import CierzoLM

@@ -9,12 +9,14 @@ says little more than "smaller than" or "larger than".
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cierzo.evaluate import published
 
 GROUPS = {
     "mmlu": "MMLU", "commonsense_reasoning": "Commonsense reasoning", "world_knowledge": "World knowledge",
-    "reading_comprehension": "Reading comprehension", "math": "Math", "code": "Code", "bbh": "BBH", "agieval": "AGI Eval",
+    "reading_comprehension": "Reading comprehension", "math": "Math", "code": "Code",
+    "bbh": "BBH", "agieval": "AGI Eval",
 }  # fmt: skip
 """Groups that Llama 2's four sizes were published for."""
 
@@ -50,12 +52,12 @@ def size_of(points: Sequence[tuple[float, float]], score: float) -> Size:
     """The size at which a family reaches a score.
 
     Args:
-        points: (parameters in 10^9, score) of two or more of its models, smallest first; the last scores above the first.
+        points: (parameters in 10^9, score) of two or more of its models, smallest first; one beats the first.
     """
     curve: list[tuple[float, float]] = []
     for params, own in points:
         curve.append((math.log(params), max(own, curve[-1][1]) if curve else own))
-    rising = [(a, b) for a, b in zip(curve, curve[1:], strict=False) if b[1] > a[1]]
+    rising = [(a, b) for a, b in pairwise(curve) if b[1] > a[1]]
     (x0, y0), (x1, y1) = next(((a, b) for a, b in rising if score <= b[1]), rising[-1])
     x = x0 + (x1 - x0) * (score - y0) / (y1 - y0)
     return Size(math.exp(min(x, 700.0)), not curve[0][1] <= score <= curve[-1][1])

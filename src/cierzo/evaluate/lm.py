@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -23,10 +23,6 @@ _CHAT = "\x00chat "
 _BATCH = 64
 """Requests that go to the engine at once; what is answered is in the journal before the next."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-
-
-class _Answers(Protocol):
-    def __call__(self, keys: Sequence[str]) -> Iterable[Any]: ...
 
 
 @register_model("cierzo")
@@ -82,7 +78,7 @@ class CierzoLM(LM):  # type: ignore[misc]
         return _CHAT + json.dumps({"messages": chat_history, "answer": add_generation_prompt})
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each continuation after its context: the sum of its tokens' log-probabilities, and whether all are the likeliest."""
+        """Of each continuation: its tokens' log-probabilities in sum, and whether all of them are the likeliest."""
         return self._scored([self._pair(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -123,8 +119,8 @@ class CierzoLM(LM):  # type: ignore[misc]
         return self.tokenizer.encode_chat(messages) + begun
 
     @property
-    def _prefix(self) -> int:
-        """What a text stands after where nothing is before it."""
+    def prefix_token_id(self) -> int:
+        """What a text stands after where nothing is before it: the begin-of-text token, or else the end of another."""
         bos = self.tokenizer.bos_id
         return min(self.tokenizer.stop_ids) if bos is None else bos
 
@@ -135,7 +131,7 @@ class CierzoLM(LM):  # type: ignore[misc]
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both, cut where the tokens of the context alone end (spaces belong to the continuation)."""
         if not context:
-            return [self._prefix], self.tokenizer.encode(continuation)
+            return [self.prefix_token_id], self.tokenizer.encode(continuation)
         if context.startswith(_CHAT):
             return self.encode(context), self.tokenizer.encode(continuation)
         spaces = len(context) - len(context.rstrip())
@@ -148,7 +144,10 @@ class CierzoLM(LM):  # type: ignore[misc]
         return map(
             make_disjoint_window,
             get_rolling_token_windows(
-                token_list=self.encode(text), prefix_token=self._prefix, max_seq_len=self._longest - 1, context_len=1
+                token_list=self.encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self._longest - 1,
+                context_len=1,
             ),
         )
 
@@ -196,7 +195,13 @@ class CierzoLM(LM):  # type: ignore[misc]
         self.truncated += counted and len(ids) > longest
         return ids[-longest:]
 
-    def _all(self, keys: list[str], tokens: Callable[[str], list[int]], answers: _Answers, unit: str) -> list[Any]:
+    def _all(
+        self,
+        keys: list[str],
+        tokens: Callable[[str], list[int]],
+        answers: Callable[[Sequence[str]], Sequence[Any]],
+        unit: str,
+    ) -> list[Any]:
         """The answer to each key, computed in the order of their tokens where the journal has it not."""
         known = {} if self.journal is None else self.journal.answers
         found = {key: known[key] for key in keys if key in known}

@@ -7,6 +7,7 @@ one window it has to.
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def needles(
         tokens.
     """
     draw = random.Random(seed)
-    cells = []
+    cells: list[dict[str, Any]] = []
     with progress_bar("needles", unit="prompts") as report:
         total = len(lengths) * len(depths)
         for length in lengths:
@@ -114,21 +115,21 @@ def perplexity_by_position(
         For each bin of positions: `first` and `last` (tokens before), `loss` and `stderr` over the documents.
     """
     begin = [] if llm.tokenizer.bos_id is None else [llm.tokenizer.bos_id]
-    chosen = []
+    chosen: list[list[int]] = []
     for text in texts:
         ids = begin + llm.tokenizer.encode(text[: 8 * length])
         if len(ids) >= length and len(chosen) < documents:
             chosen.append(ids[:length])
     if not chosen:
         raise CierzoError(f"no text has {length} tokens: give longer ones, or lower --lengths")
-    losses = []
+    losses: list[list[float]] = []
     with progress_bar("reading", unit="texts") as report:
         for ids in chosen:
             report(len(losses), len(chosen))
             losses.append([-token.logprob for token in llm.score(ids)[0]])
     edges = [round((length - 1) * n / bins) for n in range(bins + 1)]
     rows = []
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in pairwise(edges):
         mean, error = mean_and_error([sum(loss[first:last]) / (last - first) for loss in losses])
         rows.append({"first": first + 1, "last": last, "loss": mean, "stderr": error, "documents": len(losses)})
     return rows

@@ -1,7 +1,7 @@
 """MT-Bench (arXiv:2306.05685): eighty conversations of two questions, judged by another model, alone or in pairs.
 
-Questions, reference answers and the judge's prompts are read from the data, as FastChat publishes them. The judge is any
-server that speaks OpenAI's API.
+Questions, reference answers and the judge's prompts are read from the data, as FastChat publishes them. The judge is
+any server that speaks OpenAI's API.
 """
 
 import re
@@ -122,14 +122,14 @@ def answers(bench: Bench, ask: Ask, journal: Journal, name: str) -> dict[int, li
     return found
 
 
-def _filled(bench: Bench, name: str, question: dict[str, Any], **texts: str) -> list[dict[str, str]]:
+def _filled(bench: Bench, name: str, about: dict[str, Any], texts: dict[str, str]) -> list[dict[str, str]]:
     """The judge's messages, by one of the published prompts."""
     if name not in bench.prompts:
         raise CierzoError(f"the judge's prompts have no {name}: fetch judge_prompts.jsonl again")
     prompt = bench.prompts[name]
-    reference = bench.references.get(question["question_id"], [])
+    reference = bench.references.get(about["question_id"], [])
     known = {f"ref_answer_{n}": text for n, text in enumerate(reference, 1)}
-    known |= {f"question_{n}": text for n, text in enumerate(question["turns"], 1)}
+    known |= {f"question_{n}": text for n, text in enumerate(about["turns"], 1)}
     text = prompt["prompt_template"].format(**known, **texts)
     return [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": text}]
 
@@ -170,7 +170,7 @@ def single(bench: Bench, given: dict[int, list[str]], judge: Endpoint, journal: 
                     asked = {"answer_1": texts[0], "answer_2": texts[1]}
                 else:
                     asked = {"question": question["turns"][0], "answer": texts[0]}
-                messages = _filled(bench, _prompt_name("single", question, turn), question, **asked)
+                messages = _filled(bench, _prompt_name("single", question, turn), question, asked)
                 said = _said(judge, journal, f"single {question['question_id']} {turn}", messages)
                 ratings.append(
                     {
@@ -226,7 +226,7 @@ def pairwise(
                         asked = {"answer_a_1": a[0], "answer_a_2": a[1], "answer_b_1": b[0], "answer_b_2": b[1]}
                     else:
                         asked = {"question": question["turns"][0], "answer_a": a[0], "answer_b": b[0]}
-                    messages = _filled(bench, _prompt_name("pair", question, turn), question, **asked)
+                    messages = _filled(bench, _prompt_name("pair", question, turn), question, asked)
                     said.append(_said(judge, journal, f"pair {question['question_id']} {turn} {order}", messages))
                 games.append(
                     {"question": question["question_id"], "turn": turn + 1, **outcome(*said), "judgements": said}

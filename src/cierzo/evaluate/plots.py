@@ -16,7 +16,7 @@ from cierzo.evaluate.equivalent import GROUPS
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _OURS = ("#D55E00", "#E69F00", "#CC79A7", "#7A3E00", "#F0E442")
 _THEIRS = {"Llama 2 7B": "#B5CDE0", "Llama 2 13B": "#6FA3C8", "Mistral 7B": "#0072B2"}
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "cierzo", "font.family": ["DejaVu Sans"],
 }  # fmt: skip

@@ -110,8 +110,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def _hash(path: Path) -> str:
     """Of a file; of a folder, over its files by name."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
     whole = hashlib.sha256()
     for file in sorted(p for p in path.iterdir() if p.is_file()):
         whole.update(f"{file.name} {_hash(file)}\n".encode())

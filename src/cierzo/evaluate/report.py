@@ -14,10 +14,12 @@ from cierzo.evaluate.record import read_record
 from cierzo.evaluate.statistics import mean_and_error
 
 _STYLE = """
-body { font: 16px/1.5 Georgia, "Times New Roman", serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1a1a1a; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-thead th { border-top: 2px solid #000; border-bottom: 1px solid #000; } tbody tr:last-child td { border-bottom: 2px solid #000; }
+thead th { border-top: 2px solid #000; border-bottom: 1px solid #000; }
+tbody tr:last-child td { border-bottom: 2px solid #000; }
 th, td { padding: .2rem .7rem; text-align: right; } th:first-child, td:first-child { text-align: left; }
 tr.published td { color: #005a92; } figure { margin: 1.5rem 0; } figure svg { width: 100%; height: auto; }
 figcaption, .note { font-size: .85rem; color: #444; } .scroll { overflow-x: auto; } code { font-size: .85em; }
@@ -131,9 +133,10 @@ def _scores(runs: Sequence[Run]) -> str:
             result = run.results.get(name)
             row.append(_percent(100 * result["score"], 100 * result["stderr"]) if result else "")
         rows.append(row + [f"{scores[name]:.1f}" if name in scores else "" for scores in article.values()])
-    header = ["", "examples", "metric", *(html.escape(run.name) for run in runs), *(f"{m}, published" for m in article)]
+    header = ["", "examples", "metric", *(html.escape(run.name) for run in runs)]
+    header += [f"{model}, published" for model in article]
     return _table(header, rows) + (
-        f'<p class="note">Percent, with standard errors. Published: {published.ARTICLE}, by its authors\' own pipeline, '
+        f'<p class="note">Percent, with standard errors. Published: {published.ARTICLE}, by its authors\' pipeline, '
         "whose prompts are not known; here prompts are lm-evaluation-harness's.</p>"
     )
 
@@ -166,7 +169,7 @@ def _sizes(runs: Sequence[Run]) -> str:
             rows.append(
                 [
                     f"{html.escape(run.name)}: {GROUPS[group]}{'†' if score.missing or score.notes else ''}",
-                    _percent(score.score, score.error), _worth(worth), f"{worth.ratio(own):.2g} ×",
+                    _percent(score.score, score.error), _worth(worth), f"{worth.ratio(own):.2g} &times;",
                 ]
             )  # fmt: skip
     missing = dict.fromkeys(
@@ -185,10 +188,12 @@ def _article() -> str:
     rows = []
     for row in article_rows():
         cells = [
-            f"{worth.ratio(7.24):.2f} ×{' (extrapolated)' if worth.extrapolated else ''}"
+            f"{worth.ratio(7.24):.2f} &times;{' (extrapolated)' if worth.extrapolated else ''}"
             for worth in (row.two_points, row.bridged, row.direct)
         ]
-        rows.append([GROUPS[row.group], _percent(row.score, row.error), *cells, f"{row.claim} ×" if row.claim else ""])
+        rows.append(
+            [GROUPS[row.group], _percent(row.score, row.error), *cells, f"{row.claim} &times;" if row.claim else ""]
+        )
     header = [
         "Mistral 7B, published",
         "score",
@@ -198,8 +203,9 @@ def _article() -> str:
         "the article",
     ]
     return _table(header, rows, frozenset(range(len(rows)))) + (
-        "<p class=\"note\">Mistral 7B's own published rows, for comparison. Bridged: the straight line that takes Table 2's "
-        "Llama 2 7B and 13B to what their own authors published takes the score along. Commonsense reasoning is the mean "
+        "<p class=\"note\">Mistral 7B's published rows. Bridged: the straight line that takes Table 2's "
+        "Llama 2 7B and 13B to what their own authors published takes the score along; else it is read as it stands. "
+        "Commonsense reasoning is the mean "
         "of Table 2's five sets of eight. Errors are the sampling errors of the sets' sizes.</p>"
     )
 
@@ -240,16 +246,17 @@ def _about(runs: Sequence[Run]) -> str:
         settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if key != "benchmarks")
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         facts: dict[str, Any] = {
-            "weights": f"{model['parameters'] / 1e6:,.0f} M parameters in {model['format']}, sha256 <code>{model['sha256'][:16]}…</code>",
-            "machine": html.escape(
-                f"{machine['processor']}, {machine['cores']} cores; {model['instruction_set']}, {model['threads']} threads"
-            ),
+            "weights": f"{model['parameters'] / 1e6:,.0f} M parameters in {model['format']}",
+            "sha256": f"<code>{model['sha256']}</code>",
+            "machine": html.escape(f"{machine['processor']}, {machine['cores']} cores"),
+            "kernels": f"{model['instruction_set']}, {model['threads']} threads",
             "begin-of-text token": "none" if model["begin_of_text"] is None else str(model["begin_of_text"]),
             "settings": html.escape(settings),
             "texts cut at their beginning": str(record["truncated"]),
             "commit": f"<code>{html.escape(str(machine['commit']))[:13]}</code>",
             "versions": html.escape(f"cierzo {machine['cierzo']}, Python {machine['python']}, {versions}"),
-            "time": f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(record['time']['began']))} UTC, {record['time']['seconds']:,.0f} s",
+            "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["time"]["began"])),
+            "seconds": f"{record['time']['seconds']:,.0f}",
         }
         items = "".join(f"<dt><b>{key}</b></dt><dd>{value}</dd>" for key, value in facts.items())
         rows.append(f"<h3>{html.escape(run.name)}</h3><dl>{items}</dl>")

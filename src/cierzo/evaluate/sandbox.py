@@ -63,7 +63,8 @@ class Sandbox:
         self.limits = limits or Limits()
         tools = [tool] if tool else ["bwrap", "unshare"]
         self.tool = next((name for name in tools if sys.platform == "linux" and shutil.which(name)), None)
-        if self.tool is None:
+        self._path = shutil.which(self.tool or "")
+        if self.tool is None or self._path is None:
             raise CierzoError("running generated programs needs Linux with bubblewrap (bwrap) or unshare: install it")
         tried = self.run("x = sum(range(10))\nassert x == 45\n")
         if not tried.passed:
@@ -108,7 +109,7 @@ class Sandbox:
                 "--propagation",
                 "private",
             ]
-            return ["unshare", *user, *spaces, "--", *inside, str(_INSIDE), json.dumps(told)]
+            return [str(self._path), *user, *spaces, "--", *inside, str(_INSIDE), json.dumps(told)]
         binds = [part for path in seen for part in _shown(path)]
         more = (
             ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
@@ -116,18 +117,46 @@ class Sandbox:
             else ["--unshare-user"]
         )
         return [
-            "bwrap", *more, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent",
-            "--clearenv", *binds, "--dev", "/dev", "--ro-bind", str(_INSIDE), "/inside.py",
-            "--ro-bind", str(folder / "program.py"), "/program.py", "--remount-ro", "/dev", "--remount-ro", "/",
-            "--chdir", "/", "--", *inside, "/inside.py", json.dumps(told),
-        ]  # fmt: skip
+            str(self._path),
+            *more,
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--die-with-parent",
+            "--clearenv",
+            *binds,
+            "--dev",
+            "/dev",
+            "--ro-bind",
+            str(_INSIDE),
+            "/inside.py",
+            "--ro-bind",
+            str(folder / "program.py"),
+            "/program.py",
+            "--remount-ro",
+            "/dev",
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/",
+            "--",
+            *inside,
+            "/inside.py",
+            json.dumps(told),
+        ]
 
     def _watched(self, command: list[str]) -> tuple[int | None, bytes]:
         """The exit status and what was printed; None when that was more than allowed."""
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={},
-            start_new_session=True, cwd="/",
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={},
+            start_new_session=True,
+            cwd="/",
+        )
         assert child.stdout is not None
         printed = b""
         try:

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +69,7 @@ def run_suite(lm: Any, options: Options, *, allow_code_execution: bool = False) 
     sandbox = Sandbox() if allow_code_execution and any(BENCHMARKS[n].code for n in options.benchmarks) else None
     built = {name: build(name, options.data, options.shots, sandbox) for name in options.benchmarks}
     tasks = {task: object for found in built.values() for task, object in found.items()}
-    samples = None
+    samples: dict[str, list[int]] | None = None
     if options.limit is not None:
         samples = {}
         for found in built.values():
@@ -96,8 +94,9 @@ def spread(limit: int, sizes: dict[str, int]) -> dict[str, list[int]]:
 
 def _quiet() -> None:
     """The harness talks: its bars, and its warnings about what is meant so."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
@@ -158,9 +157,10 @@ def table(results: dict[str, Any]) -> list[str]:
     for result in results.values():
         share = f"{result['n']} of {result['of']}" if result["n"] < result["of"] else str(result["n"])
         shots = "-".join(str(n) for n in (result["shots"] if isinstance(result["shots"], list) else [result["shots"]]))
+        metric = result["metric"] + ("" if result["filter"] == "none" else f" {result['filter']}")
         line = (
             f"{result['title']:{width}}  {100 * result['score']:5.1f} ± {100 * result['stderr']:4.1f}  "
-            f"{result['metric']}{'' if result['filter'] == 'none' else ' ' + result['filter']}, {shots}-shot, {share} items"
+            f"{metric}, {shots}-shot, {share} items"
         )
         rows.append(line + (f"  [{result['note']}]" if result["note"] else ""))
     return rows

@@ -67,10 +67,14 @@ def _only(reader: data.Reader) -> Callable[[str], data.Reader]:
 _EXAMPLES: Config = {"fewshot_split": "examples", "fewshot_config": {"sampler": "first_n"}}
 
 _MATH_TYPES = {
-    "algebra": "Algebra", "counting_and_prob": "Counting & Probability", "geometry": "Geometry",
-    "intermediate_algebra": "Intermediate Algebra", "num_theory": "Number Theory", "prealgebra": "Prealgebra",
+    "algebra": "Algebra",
+    "counting_and_prob": "Counting & Probability",
+    "geometry": "Geometry",
+    "intermediate_algebra": "Intermediate Algebra",
+    "num_theory": "Number Theory",
+    "prealgebra": "Prealgebra",
     "precalc": "Precalculus",
-}  # fmt: skip
+}
 
 
 def _math(stem: str) -> data.Reader:
@@ -129,7 +133,12 @@ BENCHMARKS = {
     ),
     "piqa": Benchmark("PIQA", "commonsense_reasoning", 0, "acc_norm", ("piqa/piqa.yaml",), _only(data.piqa)),
     "siqa": Benchmark(
-        "SIQA", "commonsense_reasoning", 0, "acc", ("siqa/siqa.yaml",), _only(data.siqa),
+        "SIQA",
+        "commonsense_reasoning",
+        0,
+        "acc",
+        ("siqa/siqa.yaml",),
+        _only(data.siqa),
         local={"doc_to_choice": "{{choices}}", "doc_to_target": "gold"},
         note="two of the three answers",
     ),
@@ -146,16 +155,36 @@ BENCHMARKS = {
         "CommonsenseQA", "commonsense_reasoning", 0, "acc", ("commonsense_qa/default.yaml",), _only(data.commonsenseqa)
     ),
     "naturalquestions": Benchmark(
-        "NaturalQuestions", "world_knowledge", 5, "exact_match", ("nq_open/nq_open.yaml",),
-        _only(data.naturalquestions), local=_EXAMPLES, filter="remove_whitespace",
+        "NaturalQuestions",
+        "world_knowledge",
+        5,
+        "exact_match",
+        ("nq_open/nq_open.yaml",),
+        _only(data.naturalquestions),
+        local=_EXAMPLES,
+        filter="remove_whitespace",
     ),
     "triviaqa": Benchmark(
-        "TriviaQA", "world_knowledge", 5, "exact_match", ("triviaqa/default.yaml",), _only(data.triviaqa),
-        local=_EXAMPLES, note="a subset of 2,995 questions", filter="remove_whitespace",
+        "TriviaQA",
+        "world_knowledge",
+        5,
+        "exact_match",
+        ("triviaqa/default.yaml",),
+        _only(data.triviaqa),
+        local=_EXAMPLES,
+        note="a subset of 2,995 questions",
+        filter="remove_whitespace",
     ),
-    "boolq": Benchmark("BoolQ", "reading_comprehension", 0, "acc", ("super_glue/boolq/default.yaml",), _only(data.boolq)),
+    "boolq": Benchmark(
+        "BoolQ", "reading_comprehension", 0, "acc", ("super_glue/boolq/default.yaml",), _only(data.boolq)
+    ),
     "quac": Benchmark(
-        "QuAC", "reading_comprehension", 0, "f1", (), _only(data.quac),
+        "QuAC",
+        "reading_comprehension",
+        0,
+        "f1",
+        (),
+        _only(data.quac),
         change={
             "task": "quac",
             "output_type": "generate_until",
@@ -169,7 +198,12 @@ BENCHMARKS = {
         note="two dialogues with 12 questions: a fixture, no score of the set",
     ),
     "gsm8k": Benchmark(
-        "GSM8K", "math", 8, "exact_match", ("gsm8k/gsm8k-cot.yaml",), _only(data.gsm8k),
+        "GSM8K",
+        "math",
+        8,
+        "exact_match",
+        ("gsm8k/gsm8k-cot.yaml",),
+        _only(data.gsm8k),
         change={
             "repeats": 8,
             # Temperature and stop texts of the harness's own self-consistency task.
@@ -188,7 +222,12 @@ BENCHMARKS = {
         filter="maj@8",
     ),
     "math": Benchmark(
-        "MATH", "math", 4, "exact_match", ("minerva_math/minerva_math_[a-z]*.yaml",), _math,
+        "MATH",
+        "math",
+        4,
+        "exact_match",
+        ("minerva_math/minerva_math_[a-z]*.yaml",),
+        _math,
         change={
             "repeats": 4,
             "generation_kwargs": {"until": ["Problem:"], "do_sample": True, "temperature": 0.2},
@@ -199,31 +238,60 @@ BENCHMARKS = {
         filter="maj@4",
     ),
     "humaneval": Benchmark(
-        "HumanEval", "code", 0, "pass@1", ("humaneval/humaneval.yaml",), _only(data.humaneval), change=_PASSES, code=True
+        "HumanEval",
+        "code",
+        0,
+        "pass@1",
+        ("humaneval/humaneval.yaml",),
+        _only(data.humaneval),
+        change=_PASSES,
+        code=True,
     ),
     "mbpp": Benchmark(
-        "MBPP", "code", 3, "pass@1", ("mbpp/mbpp.yaml",), _only(data.mbpp), code=True,
-        change=_PASSES | {"fewshot_split": "prompt", "fewshot_config": {"sampler": "first_n", "doc_to_target": "{{code}}\n[DONE]"}},
+        "MBPP",
+        "code",
+        3,
+        "pass@1",
+        ("mbpp/mbpp.yaml",),
+        _only(data.mbpp),
+        code=True,
+        change=_PASSES
+        | {"fewshot_split": "prompt", "fewshot_config": {"sampler": "first_n", "doc_to_target": "{{code}}\n[DONE]"}},
         local={"fewshot_split": "examples"},
     ),
     "mmlu": Benchmark(
-        "MMLU", "aggregated", 5, "acc", ("mmlu/default/mmlu_*.yaml",),
+        "MMLU",
+        "aggregated",
+        5,
+        "acc",
+        ("mmlu/default/mmlu_*.yaml",),
         lambda stem: data.mmlu(stem.removeprefix("mmlu_")),
     ),
     "bbh": Benchmark("BBH", "aggregated", 3, "exact_match", ("bbh/fewshot/[a-z]*.yaml",), data.bbh),
     "agieval": Benchmark(
-        "AGI Eval", "aggregated", None, "acc",
+        "AGI Eval",
+        "aggregated",
+        None,
+        "acc",
         tuple(
             f"agieval/{name}.yaml"
             for name in (
-                "aqua-rat", "gaokao-english", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "math",
-                "sat-en-without-passage", "sat-en", "sat-math",
+                "aqua-rat",
+                "gaokao-english",
+                "logiqa-en",
+                "lsat-ar",
+                "lsat-lr",
+                "lsat-rc",
+                "math",
+                "sat-en-without-passage",
+                "sat-en",
+                "sat-math",
             )
         ),
         data.agieval,
         local=_EXAMPLES,
     ),
-}  # fmt: skip
+}
 """By name. Where a benchmark has many tasks (MMLU's subjects), its score is that of all their items together."""
 
 _FOUND_WITHOUT_FILES = frozenset(BENCHMARKS) - {"quac"}  # the hub has QuAC only as a program
@@ -254,7 +322,7 @@ def build(name: str, folder: Path | None, shots: int | None, sandbox: Sandbox | 
         raise CierzoError(f"{name} can only be measured from files: give --data FOLDER")
     root = Path(lm_eval.tasks.__file__).parent
     files = sorted(file for pattern in benchmark.yamls for file in root.glob(pattern) if file.stem[-1] != "0")
-    built = [_task(name, benchmark, file, folder, shots, sandbox) for file in files or [None]]
+    built = [_task(name, benchmark, file, folder, shots, sandbox) for file in files or (None,)]
     return {str(task.task_name): task for task in built}
 
 
@@ -269,7 +337,7 @@ def _task(
     config |= benchmark.change
     for unused in ("tag", "unsafe_code", "should_decontaminate", "doc_to_decontamination_query"):
         config.pop(unused, None)
-    if benchmark.code:
+    if sandbox is not None and benchmark.code:
         passes = {"humaneval": humaneval_passes, "mbpp": mbpp_passes}[name]
         config["process_results"] = partial(passes, sandbox=sandbox)
     if folder is not None:

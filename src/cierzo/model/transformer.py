@@ -123,11 +123,11 @@ class Transformer(nn.Module):
             return cls(config)
 
     def look_back(self, sliding_window: int | None) -> None:
-        """Give all layers another window (None: none), in tokens, to see what it does; before an engine is made of it."""
+        """Give all layers another window, in tokens (None: none); before an engine is made of the model."""
         self.config = replace(self.config, sliding_window=sliding_window, window_dilation=1)
         self.__dict__.pop("_dense", None)
         for layer, window in zip(self.layers, self.config.windows, strict=True):
-            layer.attention.window = window  # type: ignore[union-attr, assignment]
+            layer.attention.window = window  # type: ignore[union-attr]
 
     @property
     def packed(self) -> bool:
