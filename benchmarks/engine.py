@@ -66,26 +66,36 @@ class Timed:
         return [b - a for a, b in pairwise(times)]
 
 
+def run_step(engine: Engine, timed: list[Timed]) -> None:
+    engine.step()
+    now = time.perf_counter()
+    for one in timed:
+        one.look(now)
+
+
 def run(engine: Engine, timed: list[Timed], until: "EngineSequence | None" = None) -> None:
     """Step until all have ended, or until `until` has its first token."""
     while engine.busy and not (until is not None and until.answered):
-        engine.step()
-        now = time.perf_counter()
-        for one in timed:
-            one.look(now)
+        run_step(engine, timed)
 
 
 def together(engine: Engine, count: int, prompt: int, tokens: int) -> dict[str, float]:
-    """`count` sequences that begin at once."""
-    timed = [Timed(engine, ids(prompt), tokens) for _ in range(count)]
-    run(engine, timed)
-    last_first = max(one.times[0] for one in timed)  # from here on everybody decodes
-    first_end = min(one.times[-1] for one in timed)
-    decoded = sum(last_first < t <= first_end for one in timed for t in one.times)
+    """`count` sequences that begin at once, until `tokens` more of each have come since all decode."""
+    timed = [Timed(engine, ids(prompt), (engine.max_seq_len or 100_000) - prompt) for _ in range(count)]
+    while not all(one.times for one in timed):
+        run_step(engine, timed)
+    last_first = max(one.times[0] for one in timed)
+    ends = [len(one.times) + tokens for one in timed]
+    while any(len(one.times) < end for one, end in zip(timed, ends, strict=True)):
+        run_step(engine, timed)
+    seconds = time.perf_counter() - last_first
+    decoded = sum(last_first < t for one in timed for t in one.times)
+    for one in timed:
+        engine.cancel(one.sequence)
     gaps = [gap for one in timed for gap in one.gaps(last_first)]
     firsts = [one.first for one in timed]
     return {
-        "decode": decoded / (first_end - last_first),
+        "decode": decoded / seconds,
         "ttft_p50_s": percentile(firsts, 0.5),
         "ttft_p99_s": percentile(firsts, 0.99),
         "between_p50_ms": 1e3 * percentile(gaps, 0.5),
@@ -119,13 +129,6 @@ def stall(engine: Engine, long: int, others: int) -> dict[str, float]:
         "between_p99_with_ms": 1e3 * percentile(gaps, 0.99),
         "p99_over_median": percentile(gaps, 0.99) / median,
     }
-
-
-def run_step(engine: Engine, timed: list[Timed]) -> None:
-    engine.step()
-    now = time.perf_counter()
-    for one in timed:
-        one.look(now)
 
 
 def prefix(engine: Engine, length: int) -> dict[str, float]:
@@ -176,7 +179,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", help="a GGUF file; the default model when left out")
     parser.add_argument("--counts", default="1,4,16,64", help="default: %(default)s")
     parser.add_argument("--prompt", type=int, default=64, help="tokens in front of each sequence")
-    parser.add_argument("--decode", type=int, default=48, help="tokens of each sequence")
+    parser.add_argument("--decode", type=int, default=48, help="tokens of each sequence once all decode")
     parser.add_argument("--long", type=int, default=7000, help="tokens of the long prompt; 0 leaves it out")
     parser.add_argument("--shared", type=int, default=2000, help="tokens of the shared beginning; 0 leaves it out")
     parser.add_argument("--others", type=int, default=8, help="sequences that decode when the long prompt comes")
@@ -199,7 +202,7 @@ def main() -> None:
     except CierzoError as error:
         sys.exit(f"error: {error}")
     settings = {"best": SETTINGS["llama.cpp"][:1], "all": SETTINGS["llama.cpp"], "none": []}[options.settings]
-    cache = 2 * options.long + 2 * options.shared + max(options.counts) * (options.prompt + options.decode + 16) + 4096
+    cache = 2 * options.long + 2 * options.shared + max(options.counts) * (options.prompt + 3 * options.decode) + 4096
     ours: dict[int, list[dict[str, float]]] = defaultdict(list)
     theirs: dict[int, list[float]] = defaultdict(list)
     extra: dict[str, list[dict[str, float]]] = defaultdict(list)

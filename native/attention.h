@@ -19,22 +19,33 @@ namespace cierzo::CIERZO_TARGET {
 
 inline F32x16 load_cached(const float* p) { return load(p); }
 inline F32x16 load_cached(const uint16_t* p) { return load_bf16(p); }
+inline F32x16 load_cached(const int8_t* p) { return load_int8(p); }
 
 // Keys [from, to) of the tile at position `tile`: transposed into kt [head_dim][64], values into vt [64][width].
 template <class T>
 void load_tile(const Attention& job, int head, int64_t tile, int from, int to, float* kt, float* vt) {
-    const size_t dim = job.head_dim, width = padded_to(dim, 16), row = size_t(job.n_kv_heads) * dim;
-    const auto part = [&](const T* p, size_t c) {  // 16 numbers, zeros beyond head_dim
+    const size_t dim = job.head_dim, width = padded_to(dim, 16);
+    const size_t of_head = head_width(job.type, dim), row = size_t(job.n_kv_heads) * of_head;
+    const auto numbers = [&](const T* p, size_t c) {
         if (c + 16 <= dim) return load_cached(p + c);
         T staged[16] = {};
         std::memcpy(staged, p + c, (dim - c) * sizeof(T));
         return load_cached(staged);
     };
+    const auto part = [&](const T* p, size_t c) {  // 16 numbers, zeros beyond head_dim
+        if constexpr (sizeof(T) > 1) {
+            return numbers(p, c);
+        } else {
+            float scale;
+            std::memcpy(&scale, p + dim, sizeof scale);
+            return mul(numbers(p, c), broadcast(scale));
+        }
+    };
     const T* keys[kKeyTile];
     for (int j = from; j < to; ++j) {
         const int64_t position = tile + j;
         const int64_t block = job.blocks[position / job.block_size - job.first_block];
-        const size_t at = size_t(block * job.block_size + position % job.block_size) * row + head * dim;
+        const size_t at = size_t(block * job.block_size + position % job.block_size) * row + head * of_head;
         keys[j] = static_cast<const T*>(job.k) + at;
         const T* v = static_cast<const T*>(job.v) + at;
         for (size_t c = 0; c < width; c += 16) store(vt + j * width + c, part(v, c));
@@ -148,8 +159,10 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
         const int from = int(std::max<int64_t>(0, oldest - tile)), to = int(std::min<int64_t>(kKeyTile, newest + 1 - tile));
         if (job.type == CacheType::float32)
             load_tile<float>(job, head, tile, from, to, kt, vt);
-        else
+        else if (job.type == CacheType::bfloat16)
             load_tile<uint16_t>(job, head, tile, from, to, kt, vt);
+        else
+            load_tile<int8_t>(job, head, tile, from, to, kt, vt);
         for (size_t i = 0; i < queries;) {
             // Queries of one row see the same keys; two of them share what is loaded.
             const int64_t at = position_of(i);

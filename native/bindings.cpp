@@ -30,12 +30,13 @@ T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-cierzo::Cache cache(uintptr_t k, uintptr_t v, bool bf16) {
-    return {at<void>(k), at<void>(v), bf16 ? cierzo::CacheType::bfloat16 : cierzo::CacheType::float32};
-}
-
 void check(bool right, const char* what) {
     if (!right) throw std::invalid_argument(what);
+}
+
+cierzo::Cache cache(uintptr_t k, uintptr_t v, int type) {
+    check(type >= 0 && type <= int(cierzo::CacheType::int8), "no such type of cache");
+    return {at<void>(k), at<void>(v), cierzo::CacheType(type)};
 }
 
 // Of matrices that take the same activations.
@@ -58,7 +59,7 @@ struct Layers {
     std::vector<cierzo::Layer> layers;
 
     void add(uintptr_t attention_norm, uintptr_t ffn_norm, const Matrix& wq, const Matrix& wk, const Matrix& wv,
-             const Matrix& wo, const Matrix& w1, const Matrix& w2, const Matrix& w3, uintptr_t k, uintptr_t v, bool bf16,
+             const Matrix& wo, const Matrix& w1, const Matrix& w2, const Matrix& w3, uintptr_t k, uintptr_t v, int type,
              int64_t window, size_t group) {
         const size_t dim = wq.inputs, heads = size_t(shape.n_heads) * shape.head_dim,
                      kv = size_t(shape.n_kv_heads) * shape.head_dim;
@@ -69,7 +70,7 @@ struct Layers {
         for (const auto& [a, b] : {std::pair{&wq, &wk}, {&wq, &wv}, {&w1, &w3}})
             check_spans(*a, *b, "the formats of a layer's matrices do not fit");
         check(layers.empty() || layers[0].wq->inputs == dim, "the layers do not fit");
-        layers.push_back({at(attention_norm), at(ffn_norm), &wq, &wk, &wv, &wo, &w1, &w2, &w3, cache(k, v, bf16), window,
+        layers.push_back({at(attention_norm), at(ffn_norm), &wq, &wk, &wv, &wo, &w1, &w2, &w3, cache(k, v, type), window,
                           group});
     }
 
@@ -125,7 +126,7 @@ NB_MODULE(_native, m) {
     }, free_gil);
     m.def("project_qkv", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& wq, const Matrix& wk,
                             const Matrix& wv, uintptr_t cos, uintptr_t sin, size_t head_dim, const Tables& tables,
-                            uintptr_t k, uintptr_t v, bool bf16, uintptr_t q) {
+                            uintptr_t k, uintptr_t v, int type, uintptr_t q) {
         check_spans(wq, wk, "q and k do not fit");
         check_spans(wq, wv, "q and v do not fit");
         check(wk.outputs == wv.outputs, "k and v do not fit");
@@ -133,12 +134,12 @@ NB_MODULE(_native, m) {
               "head_dim does not divide q or k");
         check(int64_t(n_rows) == tables.n_rows, "block tables of another step");
         cierzo::project_qkv(at(x), n_rows, at(norm), eps, wq, wk, wv, at(cos), at(sin), head_dim, tables,
-                            cache(k, v, bf16), at(q));
+                            cache(k, v, type), at(q));
     }, free_gil);
     m.def("attend", [](uintptr_t q, size_t n_rows, int n_heads, int n_kv_heads, int head_dim, int64_t window,
-                       const Tables& tables, uintptr_t k, uintptr_t v, bool bf16, uintptr_t out) {
+                       const Tables& tables, uintptr_t k, uintptr_t v, int type, uintptr_t out) {
         check_attention(tables, n_rows, n_heads, n_kv_heads, head_dim, window);
-        cierzo::attend(at(q), at(out), n_heads, n_kv_heads, head_dim, window, tables, cache(k, v, bf16));
+        cierzo::attend(at(q), at(out), n_heads, n_kv_heads, head_dim, window, tables, cache(k, v, type));
     }, free_gil);
     nb::class_<Layers>(m, "Layers")
         .def("__init__", [](Layers* self, int n_heads, int n_kv_heads, int head_dim, float eps) {
@@ -156,6 +157,23 @@ NB_MODULE(_native, m) {
         check_spans(w1, w3, "gate and up do not fit");
         check(w1.outputs == w3.outputs, "gate and up do not fit");
         cierzo::gate_up(at(x), n_rows, at(norm), eps, w1, w3, at(out));
+    }, free_gil);
+    m.def("mixture", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, uintptr_t gate,
+                        const std::vector<std::tuple<const Matrix*, const Matrix*, const Matrix*>>& weights,
+                        size_t n_chosen, uintptr_t out) {
+        std::vector<cierzo::Expert> experts;
+        for (const auto& [w1, w2, w3] : weights) {
+            check(w1 && w2 && w3, "an expert has three matrices");
+            experts.push_back({w1, w2, w3});
+            const cierzo::Expert& first = experts[0];
+            check_spans(*first.w1, *w1, "the experts do not fit");
+            check_spans(*first.w1, *w3, "the experts do not fit");
+            check_spans(*first.w2, *w2, "the experts do not fit");
+            check(w1->outputs == w2->inputs && w3->outputs == w2->inputs && w2->inputs == first.w2->inputs &&
+                      w2->outputs == w1->inputs, "the experts do not fit");
+        }
+        check(n_chosen > 0 && n_chosen <= experts.size(), "as many experts must be there as are chosen");
+        cierzo::mixture(at(x), n_rows, at(norm), eps, at(gate), experts, n_chosen, at(out));
     }, free_gil);
     m.def("sample", [](const std::vector<std::tuple<uintptr_t, uintptr_t, double, double, double, int64_t, double>>& rows,
                        size_t vocab) {

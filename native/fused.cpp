@@ -47,26 +47,39 @@ T* room(std::vector<T>& buffer, size_t n) {
     return buffer.data();
 }
 
+// Room for n_rows of the activations that a matrix takes.
+Activations room_for(Workspace& w, size_t n_rows, const Matrix& m) {
+    const size_t padded = padded_to(m.inputs, kTile), span = span_of(m.format);
+    const size_t groups = padded / kGroup, spans = (padded + span - 1) / span;
+    return {room(w.values, n_rows * padded + kRowTile * kTile), room(w.scales, n_rows * spans),
+            room(w.sums, n_rows * groups), n_rows, padded, groups, spans};
+}
+
+// The same memory's rows [first, first + n) by themselves.
+Activations part_of(const Activations& a, size_t first, size_t n) {
+    return {a.values + first * a.inputs, a.scales + first * a.spans, a.sums + first * a.groups, n, a.inputs, a.groups,
+            a.spans};
+}
+
+// One row x [inputs] as int8, into memory of the workspace.
+void put_row(const Activations& a, size_t row, const float* x, const Matrix& m) {
+    kernels().quantize(x, m.inputs, a.inputs, span_of(m.format), const_cast<int8_t*>(a.at(row, 0)), a.height(row) * kTile,
+                       const_cast<float*>(a.scales) + row * a.spans, const_cast<int32_t*>(a.sums) + row * a.groups);
+}
+
 // Rows of x, normed where norm is given, as int8.
 Activations activations(Workspace& w, const float* x, size_t n_rows, const Matrix& m, const float* norm, float eps) {
-    const Kernels& kernel = kernels();
-    const size_t inputs = m.inputs, padded = padded_to(inputs, kTile), span = span_of(m.format);
-    const size_t groups = padded / kGroup, spans = (padded + span - 1) / span;
-    int8_t* values = room(w.values, n_rows * padded + kRowTile * kTile);
-    float* scales = room(w.scales, n_rows * spans);
-    int32_t* sums = room(w.sums, n_rows * groups);
+    const size_t inputs = m.inputs;
     float* normed = norm ? room(w.normed, n_rows * inputs) : nullptr;
-    const Activations a{values, scales, sums, n_rows, padded, groups, spans};
-    const auto one_row = [&](size_t row) {
+    const Activations a = room_for(w, n_rows, m);
+    spread(n_rows, [&](size_t row) {
         const float* from = x + row * inputs;
         if (norm) {
-            kernel.norm(from, norm, eps, inputs, normed + row * inputs);
+            kernels().norm(from, norm, eps, inputs, normed + row * inputs);
             from = normed + row * inputs;
         }
-        kernel.quantize(from, inputs, padded, span, values + a.offset(row, 0), a.height(row) * kTile,
-                        scales + row * spans, sums + row * groups);
-    };
-    spread(n_rows, one_row);
+        put_row(a, row, from, m);
+    });
     return a;
 }
 
@@ -94,30 +107,59 @@ void multiply(const Pair& pair, const Activations& a, size_t row, size_t n, size
     for (int i = 0; i < pair.n; ++i) product(i, 1);
 }
 
-// Multiplies all rows with `items` pairs of panels, pair_of(item); finish(item, pair, results [pair.n][n][16], row, n) takes what
-// came out for rows [row, row + n). Where a row block's activations are larger than a cache, some pairs at a time pass one
-// part of the inputs after the other.
+// Multiplies the block of rows from `row` on with pairs of panels [first, last), pair_of(item); finish(item, pair,
+// results [pair.n][n][16], row, n) takes what came out for rows [row, row + n). Where the block's activations are larger
+// than a cache, some pairs at a time pass one part of the inputs after the other.
 template <class PairOf, class Finish>
-void products(size_t items, const Activations& a, PairOf pair_of, Finish finish) {
-    if (!a.rows) return;
+void multiply_block(const Activations& a, size_t row, size_t first, size_t last, PairOf pair_of, Finish finish) {
     const size_t tiles = a.inputs / kTile, block = std::min(a.rows, kRowBlock);
     const size_t n_parts = std::max<size_t>(1, (block * a.inputs + kPartBytes / 2) / kPartBytes);
     const size_t part = padded_to((tiles + n_parts - 1) / n_parts, kSpanTiles);  // they begin where spans do
     const size_t together = n_parts == 1 ? 1 : kTogether;
-    for (size_t row = 0; row < a.rows; row += block) {
-        const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
-        spread_runs(items, [&](size_t first, size_t last) {
-            static thread_local std::vector<float> results;
-            float* out = room(results, together * size);
-            for (size_t from = first; from < last; from += together) {
-                const size_t to = std::min(from + together, last);
-                for (size_t tile = 0; tile < tiles; tile += part)
-                    for (size_t item = from; item < to; ++item)
-                        multiply(pair_of(item), a, row, n, tile, std::min(tile + part, tiles), out + (item - from) * size);
-                for (size_t item = from; item < to; ++item) finish(item, pair_of(item), out + (item - from) * size, row, n);
+    const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
+    static thread_local std::vector<float> results;
+    float* out = room(results, together * size);
+    for (size_t from = first; from < last; from += together) {
+        const size_t to = std::min(from + together, last);
+        for (size_t tile = 0; tile < tiles; tile += part)
+            for (size_t item = from; item < to; ++item)
+                multiply(pair_of(item), a, row, n, tile, std::min(tile + part, tiles), out + (item - from) * size);
+        for (size_t item = from; item < to; ++item) finish(item, pair_of(item), out + (item - from) * size, row, n);
+    }
+}
+
+// All rows with `items` pairs of panels.
+template <class PairOf, class Finish>
+void products(size_t items, const Activations& a, PairOf pair_of, Finish finish) {
+    for (size_t row = 0; row < a.rows; row += kRowBlock)
+        spread_runs(items, [&](size_t first, size_t last) { multiply_block(a, row, first, last, pair_of, finish); });
+}
+
+// Rows that only one expert's matrices are multiplied with.
+struct Group {
+    size_t expert;
+    Activations a;
+};
+
+// Each group's rows with its own `items` pairs of panels, pair_of(group, item); all groups' items share the threads.
+template <class PairOf, class Finish>
+void grouped_products(const std::vector<Group>& groups, size_t items, PairOf pair_of, Finish finish) {
+    size_t most = 0;
+    for (const Group& group : groups) most = std::max(most, group.a.rows);
+    for (size_t row = 0; row < most; row += kRowBlock)
+        spread_runs(groups.size() * items, [&](size_t first, size_t last) {
+            for (size_t from = first; from < last;) {
+                const Group& group = groups[from / items];
+                const size_t begin = from % items, end = std::min(items, begin + last - from);
+                if (row < group.a.rows)
+                    multiply_block(
+                        group.a, row, begin, end, [&](size_t item) { return pair_of(group, item); },
+                        [&](size_t, const Pair& pair, float* results, size_t at, size_t n) {
+                            finish(group, pair, results, at, n);
+                        });
+                from += end - begin;
             }
         });
-    }
 }
 
 // Results [n][16] of a panel into out [T, width], plus residual where given.
@@ -140,11 +182,26 @@ void rotate(float* x, size_t width, const float* cos, const float* sin, size_t h
         }
 }
 
-void put_cached(const float* x, void* side, CacheType type, size_t slot, size_t width) {
-    if (type == CacheType::float32)
+// A token's heads x [width] into a side of the cache.
+void put_cached(const float* x, void* side, CacheType type, size_t slot, size_t width, size_t head_dim) {
+    if (type == CacheType::float32) {
         std::memcpy(static_cast<float*>(side) + slot * width, x, width * sizeof(float));
-    else
+    } else if (type == CacheType::bfloat16) {
         kernels().to_bf16(x, static_cast<uint16_t*>(side) + slot * width, width);
+    } else {
+        static thread_local std::vector<int8_t> values;
+        static thread_local std::vector<int32_t> sums;
+        const size_t padded = padded_to(head_dim, kTile), n_heads = width / head_dim;
+        int8_t* own = room(values, padded);
+        int8_t* out = static_cast<int8_t*>(side) + slot * n_heads * head_width(type, head_dim);
+        for (size_t head = 0; head < n_heads; ++head, out += head_width(type, head_dim)) {
+            float scale;
+            kernels().quantize(x + head * head_dim, head_dim, padded, padded, own, kTile, &scale,
+                               room(sums, padded / kGroup));
+            std::memcpy(out, own, head_dim);
+            std::memcpy(out + head_dim, &scale, sizeof scale);
+        }
+    }
 }
 
 }  // namespace
@@ -220,8 +277,8 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
         const float *c = cos + row * head_dim / 2, *s = sin + row * head_dim / 2;
         rotate(q + row * wq.outputs, wq.outputs, c, s, head_dim);
         rotate(k + row * width, width, c, s, head_dim);
-        put_cached(k + row * width, cache.k, cache.type, tables.slots[row], width);
-        put_cached(v + row * width, cache.v, cache.type, tables.slots[row], width);
+        put_cached(k + row * width, cache.k, cache.type, tables.slots[row], width, head_dim);
+        put_cached(v + row * width, cache.v, cache.type, tables.slots[row], width, head_dim);
     };
     spread(n_rows, finish);
 }
@@ -310,6 +367,110 @@ void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const 
         put(gate, row, n, pair.panel[0], w1.outputs, nullptr, out);
     };
     products(w1.panels, a, [&](size_t item) { return Pair{{&w1, &w3}, {item, item}, 2}; }, keep);
+}
+
+namespace {
+
+struct Choice {
+    size_t expert;
+    float weight;
+};
+
+// The best experts of a row h [dim] by gate [n_experts, dim], with a softmax over their scores alone; a sum's order is
+// the same on every instruction set.
+void choose(const float* h, const float* gate, size_t dim, size_t n_experts, size_t n, Choice* chosen) {
+    std::vector<float> scores(n_experts);
+    for (size_t e = 0; e < n_experts; ++e) {
+        const float* weights = gate + e * dim;
+        float lanes[16] = {};
+        for (size_t i = 0; i < dim; i += 16)
+            for (size_t l = 0, n = std::min<size_t>(16, dim - i); l < n; ++l) lanes[l] += h[i + l] * weights[i + l];
+        for (const float lane : lanes) scores[e] += lane;
+    }
+    std::vector<bool> taken(n_experts);
+    float total = 0, peak = 0;
+    for (size_t c = 0; c < n; ++c) {
+        size_t best = n_experts;
+        for (size_t e = 0; e < n_experts; ++e)
+            if (!taken[e] && (best == n_experts || scores[e] > scores[best])) best = e;
+        taken[best] = true;
+        if (c == 0) peak = scores[best];
+        chosen[c] = {best, std::exp(scores[best] - peak)};
+        total += chosen[c].weight;
+    }
+    for (size_t c = 0; c < n; ++c) chosen[c].weight /= total;
+    std::sort(chosen, chosen + n, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+}
+
+}  // namespace
+
+void mixture(const float* x, size_t n_rows, const float* norm, float eps, const float* gate,
+             const std::vector<Expert>& experts, size_t n_chosen, float* out) {
+    Workspace& w = workspace();
+    std::lock_guard<std::mutex> guard(w.lock);
+    const Matrix &up = *experts[0].w1, &down = *experts[0].w2;
+    const size_t dim = up.inputs, hidden = up.outputs, n_places = n_rows * n_chosen;
+    float* normed = room(w.normed, n_rows * dim);
+    std::vector<Choice> choices(n_places);
+    spread(n_rows, [&](size_t row) {
+        kernels().norm(x + row * dim, norm, eps, dim, normed + row * dim);
+        choose(normed + row * dim, gate, dim, experts.size(), n_chosen, choices.data() + row * n_chosen);
+    });
+
+    // Rows lie together by expert: places[i] is where choice i's row is.
+    std::vector<size_t> firsts(experts.size() + 1), places(n_places);
+    for (const Choice& choice : choices) ++firsts[choice.expert + 1];
+    for (size_t e = 0; e < experts.size(); ++e) firsts[e + 1] += firsts[e];
+    std::vector<size_t> next(firsts.begin(), firsts.end() - 1);
+    for (size_t i = 0; i < n_places; ++i) places[i] = next[choices[i].expert]++;
+    const auto of_expert = [&](const Activations& all, size_t e) {
+        return part_of(all, firsts[e], firsts[e + 1] - firsts[e]);
+    };
+    const auto groups_of = [&](const Activations& all) {
+        std::vector<Group> groups;
+        for (size_t e = 0; e < experts.size(); ++e)
+            if (firsts[e + 1] > firsts[e]) groups.push_back({e, of_expert(all, e)});
+        return groups;
+    };
+
+    float* gated = room(w.projected, n_places * (hidden + dim));
+    float* answers = gated + n_places * hidden;
+    const Activations taken = room_for(w, n_places, up);
+    spread(n_places, [&](size_t i) {
+        const size_t e = choices[i].expert;
+        put_row(of_expert(taken, e), places[i] - firsts[e], normed + i / n_chosen * dim, up);
+    });
+    grouped_products(
+        groups_of(taken), up.panels,
+        [&](const Group& group, size_t item) {
+            const Expert& expert = experts[group.expert];
+            return Pair{{expert.w1, expert.w3}, {item, item}, 2};
+        },
+        [&](const Group& group, const Pair& pair, float* results, size_t row, size_t n) {
+            kernels().swiglu(results, results + n * kPanel, results, n * kPanel);
+            put(results, firsts[group.expert] + row, n, pair.panel[0], hidden, nullptr, gated);
+        });
+
+    const Activations fed = room_for(w, n_places, down);
+    spread(n_places, [&](size_t i) {
+        const size_t e = choices[i].expert;
+        put_row(of_expert(fed, e), places[i] - firsts[e], gated + places[i] * hidden, down);
+    });
+    grouped_products(
+        groups_of(fed), pairs_of(down),
+        [&](const Group& group, size_t item) { return neighbours(*experts[group.expert].w2, item); },
+        [&](const Group& group, const Pair& pair, float* results, size_t row, size_t n) {
+            for (int i = 0; i < pair.n; ++i)
+                put(results + i * n * kPanel, firsts[group.expert] + row, n, pair.panel[i], dim, nullptr, answers);
+        });
+    spread(n_rows, [&](size_t row) {
+        for (size_t c = 0; c < dim; ++c) {
+            float sum = 0;
+            for (size_t i = row * n_chosen; i < (row + 1) * n_chosen; ++i)
+                sum += choices[i].weight * answers[places[i] * dim + c];
+            out[row * dim + c] = x[row * dim + c] + sum;
+        }
+    });
 }
 
 void run_layers(float* x, size_t n_rows, const std::vector<Layer>& layers, const Shape& shape,

@@ -33,7 +33,7 @@ private:
 };
 
 struct Cache {
-    void *k, *v;  // [n_blocks x block_size, n_kv_heads, head_dim]
+    void *k, *v;  // [n_blocks x block_size, n_kv_heads, head_width]
     CacheType type;
 };
 
@@ -55,6 +55,15 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
 
 // silu(w1 h) x (w3 h), h being x [T, D], normed where norm is given -> out [T, F].
 void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out);
+
+// Norm, a sparse mixture of experts and the residual (arXiv:2401.04088, section 2.1): every row of x [T, D] goes to its
+// n_chosen best experts by gate [n_experts, D], weighted by a softmax over those alone -> out [T, D]. The experts are of
+// one shape, and take the same activations.
+struct Expert {
+    const Matrix *w1, *w2, *w3;
+};
+void mixture(const float* x, size_t n_rows, const float* norm, float eps, const float* gate,
+             const std::vector<Expert>& experts, size_t n_chosen, float* out);
 
 // A transformer's layers one after the other, as the operations above compute them; x [T, D] becomes the result. One call
 // a step: what Python and its tensors cost a call is as much as a small model's products.

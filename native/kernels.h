@@ -11,13 +11,18 @@ constexpr int kQueryBlock = 16;  // rows of one sequence that share a loaded til
 // Keys are summed up chunk by chunk, chunks beginning at multiples of this position, so that threads can share one query's.
 constexpr int64_t kKeyChunk = 1024;
 
-enum class CacheType : int { float32 = 0, bfloat16 = 1 };
+enum class CacheType : int { float32 = 0, bfloat16 = 1, int8 = 2 };
+
+// Elements that a head's keys or values of one token take: behind 8-bit ones lies their float32 scale.
+constexpr size_t head_width(CacheType type, size_t head_dim) {
+    return head_dim + (type == CacheType::int8 ? sizeof(float) : 0);
+}
 
 // One sequence's attention: its rows [start, stop) of the step stand at positions from `position` on.
 struct Attention {
     const float* q;  // [T, n_heads, head_dim]
     float* out;      // as q
-    const void *k, *v;  // the layer's cache, [blocks x block_size, n_kv_heads, head_dim]
+    const void *k, *v;  // the layer's cache, [blocks x block_size, n_kv_heads, head_width]
     CacheType type;
     int n_heads, n_kv_heads, head_dim;
     int64_t window;  // keys that a query sees; 0 for all

@@ -107,6 +107,10 @@ inline F32x16 load_bf16(const uint16_t* p) {
     return {bf16_to_float(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             bf16_to_float(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+inline F32x16 load_int8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return to_float(I32x16{_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))});
+}
 inline F32x16 load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};

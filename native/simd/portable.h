@@ -113,6 +113,9 @@ inline F32x16 load_bf16(const uint16_t* p) {
         return x;
     });
 }
+inline F32x16 load_int8(const int8_t* p) {
+    return each([&](int i) { return static_cast<float>(p[i]); });
+}
 inline F32x16 load_f16(const uint16_t* p) {
     return each([&](int i) { return half_to_float(p[i]); });
 }

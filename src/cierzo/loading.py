@@ -10,7 +10,7 @@ from cierzo.engine import Engine
 from cierzo.engine.blocks import blocks_bound
 from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig, Transformer
-from cierzo.ops import PackedMatrix, free_memory, machine
+from cierzo.ops import CACHE_TYPES, PackedMatrix, free_memory, head_width, machine
 from cierzo.progress import progress_bar
 from cierzo.tokens import Tokenizer, load_tokenizer
 from cierzo.weights import load_model
@@ -35,6 +35,8 @@ class LoadOptions:
             there is the user's to judge.
         block_size: tokens in a block of the cache.
         chunk_size: prompt tokens computed in one step at most.
+        cache_dtype: "float32", "bfloat16", "int8" (half the memory of bfloat16, nearly the same answers), or "auto" for
+            that of the weights, bfloat16 for those in few bits.
         cache_tokens: tokens that the cache holds; when None, sixteen sequences of `max_seq_len`, or what half of the
             free memory holds if that is less.
         max_running: sequences computed together at most; more wait.
@@ -48,6 +50,7 @@ class LoadOptions:
     allow_beyond_limit: bool = False
     block_size: int = 16
     chunk_size: int = 512
+    cache_dtype: str = "auto"
     cache_tokens: int | None = None
     max_running: int = 64
     sliding_window: int | None = None
@@ -61,6 +64,10 @@ class LoadOptions:
                 raise CierzoError(f"{name} must be at least 1, not {value}")
         if self.dtype not in _DTYPES:
             raise CierzoError(f"dtype {self.dtype!r} is not supported: use one of {', '.join(_DTYPES)}")
+        if self.cache_dtype not in ("auto", *CACHE_TYPES):
+            raise CierzoError(
+                f"cache_dtype {self.cache_dtype!r} is not supported: use one of auto, {', '.join(CACHE_TYPES)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Card:
     format: str
     weights: int
     cache: int
+    cache_dtype: str
     cache_tokens: int
     max_seq_len: int | None
     window: str
@@ -82,7 +90,7 @@ class Card:
         limit = "no limit" if self.max_seq_len is None else f"{self.max_seq_len:,} tokens"
         return (
             f"{self.name}: {self.parameters / 1e6:,.0f} M parameters in {self.format}, {_mib(self.weights)}; "
-            f"cache for {self.cache_tokens:,} tokens, {_mib(self.cache)} at most; "
+            f"cache for {self.cache_tokens:,} tokens in {self.cache_dtype}, {_mib(self.cache)} at most; "
             f"context {limit}, {self.window}; {self.isa}, {self.threads} threads"
         )
 
@@ -114,6 +122,7 @@ class Loaded:
             format=kinds.most_common(1)[0][0],
             weights=sum(w.data.numel() * w.data.element_size() for w in matrices.values()),
             cache=sum(side.numel() * side.element_size() for kv in cache.layers.values() for side in kv),
+            cache_dtype=str(cache.dtype).removeprefix("torch."),
             cache_tokens=min(cache.block_counts) * cache.block_size,
             max_seq_len=self.engine.max_seq_len,
             window=f"window {', '.join(windows)}" if windows else "no window",
@@ -176,13 +185,15 @@ def load_engine(model: str | Path | None, options: LoadOptions, *, promised: int
         raise CierzoError(
             f"max_seq_len {longest} is more than the {config.max_seq_len} tokens that this model was made for"
         )
-    cache_tokens = options.cache_tokens or _affordable_tokens(transformer, longest, options, promised)
+    cache_dtype = CACHE_TYPES.get(options.cache_dtype, transformer.cache_dtype)
+    cache_tokens = options.cache_tokens or _affordable_tokens(transformer, longest, options, cache_dtype, promised)
     try:
         engine = Engine(
             transformer,
             tokenizer,
             max_seq_len=None if options.allow_beyond_limit else longest,
             cache_tokens=cache_tokens,
+            cache_dtype=cache_dtype,
             block_size=options.block_size,
             chunk_size=options.chunk_size,
             max_running=options.max_running,
@@ -196,15 +207,17 @@ def load_engine(model: str | Path | None, options: LoadOptions, *, promised: int
 
 def token_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of a token's keys and values in all layers."""
-    return config.n_layers * 2 * config.n_kv_heads * config.head_dim * dtype.itemsize
+    return config.n_layers * 2 * config.n_kv_heads * head_width(config.head_dim, dtype) * dtype.itemsize
 
 
-def _affordable_tokens(model: Transformer, longest: int, options: LoadOptions, promised: int) -> int:
+def _affordable_tokens(
+    model: Transformer, longest: int, options: LoadOptions, dtype: torch.dtype, promised: int
+) -> int:
     """The size of a cache that nobody stated."""
     size, config = options.block_size, model.config
     whole = max(blocks_bound(g.window, longest, options.chunk_size, size) for g in config.window_groups) * size
     free = free_memory(model.norm.weight.device) - promised
-    half = free // 2 // token_bytes(config, model.cache_dtype)
+    half = free // 2 // token_bytes(config, dtype)
     return max(size, min(_SEQUENCES * whole, half))
 
 

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from cierzo import ops
 from cierzo.engine import Engine, SamplingParams, Structure
 from cierzo.engine.request import Completion
 from cierzo.errors import CierzoError, EngineError
+from cierzo.ops import Draw
 from support.books import all_free, check_books
 from support.models import queue, tiny_config, tiny_engine
 
@@ -124,3 +126,22 @@ def test_answers_have_their_form(structure: Structure, pattern: str) -> None:
         text = "".join(d.text for d in sequence.deltas)
         assert sequence.finish_reason == "stop"
         assert re.fullmatch(pattern, text), text
+
+
+def test_a_draw_that_fails_is_one_requests_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(tiny_config())
+    expected = queue(engine, [1, 2, 3], PARAMS)
+    finish(engine)
+    own, bad_top_k = ops.sample, 7
+
+    def sample(draws: list[Draw]) -> list[int]:
+        if any(draw.top_k == bad_top_k for draw in draws):
+            raise RuntimeError("no such draw")
+        return own(draws)
+
+    monkeypatch.setattr("cierzo.engine.engine.sample", sample)
+    good, bad = queue(engine, [1, 2, 3], PARAMS), queue(engine, [1], SamplingParams(top_k=bad_top_k))
+    finish(engine)
+    assert good.ids == expected.ids
+    assert (bad.finish_reason, bad.error) == ("error", "RuntimeError: no such draw")
+    assert all_free(engine)

@@ -169,3 +169,21 @@ def test_a_shared_beginning_is_computed_once_and_only_within_its_salt() -> None:
     while own.busy:
         own.step()
     assert [s.cached_tokens for s in four] == [0, 48, 48, 48], "those that come together share too"
+
+
+def test_nobody_is_sent_away_for_a_newcomer_that_still_finds_no_room() -> None:
+    own = engine("full", cache_tokens=160, block_size=4, chunk_size=64)
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    equal, below = (queue(own, [n] * 60, params, priority=n) for n in (0, 1))
+    own.step()
+    assert len(own.scheduler.running) == 2
+    newcomer = queue(own, [3] * 120, params, priority=0)
+    own.step()
+    assert own.metrics.preemptions == 0, "the place of the one below would not do"
+    smaller = queue(own, [4] * 70, params, priority=-1)
+    own.step()
+    assert own.metrics.preemptions > 0
+    while own.busy:
+        own.step()
+        check_books(own)
+    assert {s.finish_reason for s in (equal, below, newcomer, smaller)} == {"length"}

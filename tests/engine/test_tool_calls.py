@@ -163,3 +163,11 @@ def test_text_held_back_for_a_stop_text_stays_before_the_control_token(stop: tup
     answer = Completion.of(sequence.deltas)
     assert answer.text == "it is so"
     assert [(call.name, call.arguments) for call in answer.tool_calls] == [("get_weather", '{"a":1}')]
+
+
+def test_text_before_a_call_and_half_characters_are_not_lost() -> None:
+    call = '{"name": "a\\ud800b", "arguments": {}}'
+    for places in ([], list(range(60))):
+        text, calls, _ = parsed(CHATML_TOOLS, cut(f"<tool_call>Let me see: {call}</tool_call>", places))
+        assert text == "Let me see: "
+        assert calls == [("a�b", "{}")]

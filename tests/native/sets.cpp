@@ -153,14 +153,27 @@ bool attention() {
     std::vector<uint16_t> k16(cells), v16(cells);
     kPortable.to_bf16(k.data(), k16.data(), cells);
     kPortable.to_bf16(v.data(), v16.data(), cells);
+    const size_t of_head = head_width(CacheType::int8, dim), cached_heads = cells / dim;
+    std::vector<int8_t> k8(cached_heads * of_head), v8(k8.size());
+    for (std::vector<int8_t>* side : {&k8, &v8})
+        for (size_t head = 0; head < cached_heads; ++head) {
+            int8_t* own = side->data() + head * of_head;
+            for (int c = 0; c < dim; ++c) own[c] = static_cast<int8_t>(between(-127, 127));
+            const float scale = static_cast<float>(between(1, 1000)) / 50000.0f;
+            std::memcpy(own + dim, &scale, sizeof scale);
+        }
+    struct Kept {
+        const void *k, *v;
+        CacheType type;
+    };
     std::vector<int32_t> table;
     for (int64_t b = 0; b < blocks; ++b) table.push_back(static_cast<int32_t>(blocks - 1 - b));
     bool all = true;
-    for (const bool bf16 : {false, true}) {
+    for (const Kept& kept : {Kept{k.data(), v.data(), CacheType::float32}, Kept{k16.data(), v16.data(), CacheType::bfloat16},
+                             Kept{k8.data(), v8.data(), CacheType::int8}}) {
         const std::string what = "attention, " + std::to_string(n) + " rows at " + std::to_string(position);
         all &= same<float>(what, q.size(), [&](const Kernels& kernels, float* out) {
-            const Attention job{q.data(), out, bf16 ? (const void*)k16.data() : k.data(), bf16 ? (const void*)v16.data() : v.data(),
-                                bf16 ? CacheType::bfloat16 : CacheType::float32, heads, kv_heads, dim, window, block, 0,
+            const Attention job{q.data(), out, kept.k, kept.v, kept.type, heads, kv_heads, dim, window, block, 0,
                                 table.data(), 0, n, position};
             const size_t width = padded_to(dim, 16), group = heads / kv_heads;
             std::vector<float> scratch(attention_scratch(heads, kv_heads, dim));

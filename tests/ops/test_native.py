@@ -15,9 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cierzo.model import ModelConfig, MoeConfig
-from cierzo.ops import Format, PackedContext, PackedMatrix, Window, attend, machine, native, pack, quantize, reference
+from cierzo.ops import (
+    Expert,
+    Format,
+    PackedContext,
+    PackedMatrix,
+    Window,
+    attend,
+    machine,
+    native,
+    pack,
+    quantize,
+    reference,
+)
 from cierzo.ops.coded import SPAN
 from cierzo.ops.context import BlockTable, KeyValues, PagedCache, PagedContext
+from cierzo.ops.kept import kept, read
 from support.logits import paged_logits
 from support.models import packed_model, tiny_config
 
@@ -151,6 +164,31 @@ def test_silu_at_its_ends(isa: str) -> None:
     torch.testing.assert_close(got.double(), torch.nn.functional.silu(g) * g, rtol=2e-6, atol=1e-30)
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 40), st.sampled_from([(1, 1), (2, 1), (4, 2), (8, 2), (8, 8), (5, 3)]),
+    st.sampled_from([Format.Q4, Format.Q4T, Format.Q8]),
+    st.sampled_from([8, 64, 72, 200]), st.sampled_from([16, 40, 130]),
+)  # fmt: skip
+def test_a_mixture_is_the_references_and_a_rows_bits_are_its_own(
+    n: int, counts: tuple[int, int], format: Format, dim: int, hidden: int
+) -> None:
+    torch.manual_seed(n)
+    matrices = [
+        [quantize(torch.randn(shape), format) for shape in ((hidden, dim), (dim, hidden), (hidden, dim))]
+        for _ in range(counts[0])
+    ]
+    experts = [Expert(*three) for three in matrices]
+    x, norm, gate = torch.randn(n, dim), torch.rand(dim), torch.randn(counts[0], dim)
+    run = {"chosen": counts[1], "eps": 1e-5}
+    got = on_every_isa(lambda: native.mixture(x, norm, gate, experts, **run))  # type: ignore[arg-type]
+    expected = reference.mixture(x, norm, gate, experts, **run)  # type: ignore[arg-type]
+    assert (got - expected).norm() < 0.03 * (expected - x).norm() + 1e-6  # int8 activations
+    row = n // 2
+    alone = native.mixture(x[row : row + 1], norm, gate, experts, **run)  # type: ignore[arg-type]
+    assert torch.equal(alone[0], got[row])
+
+
 def paged(windows: list[Window | None], lengths: list[int], positions: list[int], heads: int, dim: int, block: int,
           dtype: torch.dtype) -> PagedContext:  # fmt: skip
     """A step over a cache of random keys, blocks in a random order."""
@@ -161,7 +199,7 @@ def paged(windows: list[Window | None], lengths: list[int], positions: list[int]
         block_size=block, n_kv_heads=heads, head_dim=dim, dtype=dtype,
     )  # fmt: skip
     for side in (side for layer in cache.layers.values() for side in layer):
-        side.copy_(torch.randn(side.shape))
+        side.copy_(kept(torch.randn(*side.shape[:2], dim), dtype))
     tables = []
     for window in windows:
         at, group = 0, []
@@ -177,7 +215,7 @@ def paged(windows: list[Window | None], lengths: list[int], positions: list[int]
 @given(
     st.sampled_from([None, 1, 2, 5, 64, 100]), st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), min_size=1,
     max_size=4), st.sampled_from([(4, 1), (4, 2), (3, 3), (9, 3)]), st.sampled_from([2, 8, 20, 64, 80]),
-    st.sampled_from([1, 3, 16]), st.sampled_from([torch.float32, torch.bfloat16]),
+    st.sampled_from([1, 3, 16]), st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
 )  # fmt: skip
 def test_attention_equals_the_reference(
     size: int | None, spans: list[tuple[int, int]], heads: tuple[int, int], dim: int, block: int, dtype: torch.dtype
@@ -191,6 +229,33 @@ def test_attention_equals_the_reference(
     torch.testing.assert_close(
         got, reference.attend(q, kv, window=window, context=context, layer=0), atol=2e-5, rtol=1e-4
     )
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([2, 16, 20, 64, 80, 128]), st.integers(1, 3), st.sampled_from([0.0, 1e-38, 1e-20, 1.0, 1e30]))
+def test_eight_bit_keys_are_kept_as_the_reference_keeps_them(dim: int, heads: int, size: float) -> None:
+    """To the bit, and within half a step of what they were."""
+    w = quantize(torch.randn(heads * dim, 64), Format.Q8)
+    norm, x = size * torch.rand(64), torch.randn(5, 64)
+    rotation = reference.rotation(torch.arange(5), dim, 10_000.0)
+
+    def sides(dtype: torch.dtype) -> Tensor:
+        context = paged([None], [5], [0], heads, dim, 4, dtype)
+        native.project_qkv(x, norm, w, w, w, eps=0.0, rotation=rotation, context=context, layer=0)
+        rows = context.key_rows(0, 0, 0)
+        return torch.stack([side[rows] for side in context.cache.layers[0]])
+
+    exact = sides(torch.float32)
+    torch.manual_seed(0)
+    got = on_every_isa(lambda: sides(torch.int8))
+    assert torch.equal(got, kept(exact, torch.int8))
+    step = exact.abs().amax(-1, keepdim=True) / 127
+    assert ((read(got) - exact).abs() <= 0.5001 * step + 1e-30).all()
+
+
+def test_what_is_no_number_stays_none_in_eight_bits() -> None:
+    x = torch.tensor([[[1.0, torch.nan]], [[torch.inf, 0.0]], [[1.0, -2.0]]])
+    assert read(kept(x, torch.int8)).isnan().any(-1).flatten().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("window", [None, Window(1500)], ids=["all", "window"])
@@ -208,7 +273,15 @@ def test_threads_that_share_a_querys_keys_do_not_change_its_bits(isa: str, windo
         assert torch.equal(native.attend(q[row : row + 1], kv, window=window, context=alone, layer=0)[0], together[row])
 
 
-@pytest.mark.parametrize("format", [Format.Q4, Format.Q4T, Format.Q8])
+@pytest.mark.parametrize(
+    ("format", "cache_dtype"),
+    [
+        (Format.Q4, torch.float32),
+        (Format.Q4T, torch.bfloat16),
+        (Format.Q8, torch.float32),
+        (Format.Q8, torch.int8),
+    ],
+)
 @pytest.mark.parametrize(
     "config",
     [
@@ -219,14 +292,23 @@ def test_threads_that_share_a_querys_keys_do_not_change_its_bits(isa: str, windo
     ],
     ids=["full", "sliding", "mixed", "experts"],
 )
-def test_a_models_bits_do_not_depend_on_chunks_or_company(isa: str, config: ModelConfig, format: Format) -> None:
+def test_a_models_bits_do_not_depend_on_chunks_or_company(
+    isa: str, config: ModelConfig, format: Format, cache_dtype: torch.dtype
+) -> None:
     """Decoded token by token, in one chunk and in many: the same logits to the bit."""
     model = packed_model(config, format)
     text = torch.randint(0, 256, (150,), generator=torch.Generator().manual_seed(1))
-    whole = paged_logits(model, text, [150])
-    assert torch.equal(whole, paged_logits(model, text, [1]))
-    assert torch.equal(whole, paged_logits(model, text, [13, 64, 1], block_size=7))
+    whole = paged_logits(model, text, [150], cache_dtype=cache_dtype)
+    assert torch.equal(whole, paged_logits(model, text, [1], cache_dtype=cache_dtype))
+    assert torch.equal(whole, paged_logits(model, text, [13, 64, 1], block_size=7, cache_dtype=cache_dtype))
     assert whole.std() > 0.3  # they say something
+
+
+def test_eight_bit_keys_change_little() -> None:
+    model = packed_model(tiny_config(sliding_window=20), Format.Q8)
+    text = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(3))
+    exact, near = (paged_logits(model, text, [60], cache_dtype=kind) for kind in (torch.float32, torch.int8))
+    assert 0 < (exact - near).norm() < 0.05 * exact.norm()
 
 
 def test_a_packed_model_is_near_its_unpacked_self(isa: str) -> None:

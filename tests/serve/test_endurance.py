@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.server import Process, until
+from support.server import CHATML_TOOLS, Process, until
 
 REQUESTS = int(os.environ.get("CIERZO_FAULT_REQUESTS", "2000"))
 SETTINGS = ("--cache-tokens", "3072", "--max-seq-len", "512", "--max-running", "16", "--max-waiting", "16")
@@ -236,6 +236,27 @@ anthropic = litellm.completion(
 assert anthropic.choices[0].message.content
 print("all well")
 """
+_LITELLM_TOOLS = """
+import json, sys
+import litellm
+options = {"model": "openai/m", "api_base": sys.argv[1] + "/v1", "api_key": "none", "max_tokens": 100}
+parameters = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"],
+              "additionalProperties": False}
+tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters}}]
+choice = {"type": "function", "function": {"name": "weather"}}
+messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+answer = litellm.completion(messages=messages, tools=tools, tool_choice=choice, **options)
+[call] = answer.choices[0].message.tool_calls
+assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome"), call
+chunks = list(litellm.completion(messages=messages, tools=tools, tool_choice=choice, stream=True, **options))
+[streamed] = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+assert streamed.function.name == "weather" and json.loads(streamed.function.arguments)["city"] in ("Paris", "Rome")
+messages += [answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "Sunny, 30 degrees."}]
+last = litellm.completion(messages=messages, tools=tools, **options)
+assert last.choices[0].message.content
+assert last.usage.prompt_tokens > answer.usage.prompt_tokens
+print("all well")
+"""
 
 
 @pytest.mark.heavy
@@ -247,11 +268,14 @@ def test_litellm(default_gguf: Path, tmp_path: Path) -> None:
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "litellm"]
     subprocess.run(install, check=True, timeout=600)
-    process = Process(f"m={default_gguf}", *SETTINGS)
-    try:
-        environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        command = [python, "-c", _LITELLM, process.url]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-        assert result.stdout.endswith("all well\n"), result.stdout + result.stderr
-    finally:
-        assert process.stop() == 0
+    template = tmp_path / "tools.jinja"
+    template.write_text(CHATML_TOOLS)
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    for script, options in ((_LITELLM, ()), (_LITELLM_TOOLS, ("--chat-template", str(template)))):
+        process = Process(f"m={default_gguf}", *SETTINGS, *options)
+        try:
+            command = [python, "-c", script, process.url]
+            result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+            assert result.stdout.endswith("all well\n"), result.stdout + result.stderr
+        finally:
+            assert process.stop() == 0

@@ -8,10 +8,13 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from langchain_core.messages import AIMessageChunk, HumanMessage, ToolMessage
+from langchain_openai import ChatOpenAI
 from openai import OpenAI
+from pydantic import SecretStr
 
 from cierzo import LoadOptions, load_engine
-from support.server import Served, mistral_engine, served
+from support.server import CHATML_TOOLS, Served, mistral_engine, served
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER = {
@@ -28,14 +31,6 @@ TOOLS: list[Any] = [
         "function": {"name": "time", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}},
     },
 ]
-CHATML_TOOLS = """{% if tools %}<|im_start|>system
-You may call: {{ tools | tojson }}<|im_end|>
-{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
-{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>
-{{ c.function | tojson }}
-</tool_call>{% endfor %}<|im_end|>
-{% endfor %}<|im_start|>assistant
-"""
 
 
 @pytest.fixture(scope="module", params=["v3", "v7", "chatml"])
@@ -163,3 +158,25 @@ def test_anthropic_calls_a_tool(server: Served) -> None:
     assert last.stop_reason in ("max_tokens", "end_turn")
     counted = client.messages.count_tokens(model="tiny", messages=back, tools=tools)
     assert counted.input_tokens == last.usage.input_tokens + (last.usage.cache_read_input_tokens or 0)
+
+
+def test_langchain_calls_a_tool_and_gets_its_result_back(server: Served) -> None:
+    model = ChatOpenAI(
+        base_url=f"{server.url}/v1", api_key=SecretStr("none"), model="tiny", max_completion_tokens=200, seed=4
+    )
+    question = HumanMessage("What is the weather in Paris?")
+    forced = model.bind_tools(TOOLS, tool_choice="weather")
+    answer = forced.invoke([question])
+    [call] = answer.tool_calls
+    _checked(call["name"], json.dumps(call["args"]))
+    whole: AIMessageChunk | None = None
+    for chunk in forced.stream([question]):
+        assert isinstance(chunk, AIMessageChunk)
+        whole = chunk if whole is None else whole + chunk
+    assert whole is not None
+    assert [(c["name"], c["args"]) for c in whole.tool_calls] == [(call["name"], call["args"])], "the seed is the same"
+    back = [question, answer, ToolMessage("Sunny.", tool_call_id=call["id"])]
+    last = model.bind_tools(TOOLS).bind(max_tokens=8).invoke(back)
+    assert last.response_metadata["finish_reason"] in ("length", "stop")
+    assert last.usage_metadata is not None
+    assert last.usage_metadata["input_tokens"] > answer.usage_metadata["input_tokens"]  # type: ignore[index]

@@ -17,7 +17,13 @@ def packed_logits(model: Transformer, texts: Sequence[Tensor]) -> list[Tensor]:
         return list(model(torch.cat(list(texts)), PackedContext(lengths)).split(lengths))
 
 
-def paged_logits(model: Transformer, text: Tensor, chunks: Sequence[int], block_size: int = 4) -> Tensor:
+def paged_logits(
+    model: Transformer,
+    text: Tensor,
+    chunks: Sequence[int],
+    block_size: int = 4,
+    cache_dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """One text [T] in chunks, which repeat, over a paged cache -> logits [T, V].
 
     Blocks lie in reverse order, and a table starts at the oldest block that its window can see.
@@ -30,7 +36,7 @@ def paged_logits(model: Transformer, text: Tensor, chunks: Sequence[int], block_
         block_size=block_size,
         n_kv_heads=config.n_kv_heads,
         head_dim=config.head_dim,
-        dtype=torch.float32,
+        dtype=cache_dtype,
     )
     done, logits = 0, []
     for chunk in cycle(chunks):

@@ -27,6 +27,16 @@ from cierzo.serve.state import State
 from cierzo.tokens.mistral import MistralTokenizer
 from support.models import tiny_config, tiny_model
 
+CHATML_TOOLS = """{% if tools %}<|im_start|>system
+You may call: {{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content or '' }}{% for c in m.tool_calls or [] %}<tool_call>
+{{ c.function | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+"""A template with tools for the default model, which has none of its own."""
+
 
 def mistral_engine(tokenizer: str, max_seq_len: int = 4096) -> Engine:
     """Random weights with one of Mistral's vocabularies and its template, in which control tokens begin tool calls."""

@@ -145,7 +145,7 @@ def test_a_matrix_in_floats_is_refused(tmp_path: Path, original: Path, weights: 
 
 
 def test_formats_that_cannot_be_together_are_refused(tmp_path: Path, original: Path) -> None:
-    """Q4T's activations are rounded by longer spans, so a layer has it in all of its matrices or in none."""
+    """Q4T's activations are rounded by longer spans, so matrices of one input have it together or not at all."""
     for format in ("q4t", "q8"):
         quantize_model(original, tmp_path / format, format=format)
     tensors = [load_file(tmp_path / format / FILE) for format in ("q4t", "q8")]
@@ -153,8 +153,11 @@ def test_formats_that_cannot_be_together_are_refused(tmp_path: Path, original: P
         metadata = file.metadata()
     name = "layers.1.attention.wk.weight"
     save_file(tensors[1] | {name: tensors[0][name]}, tmp_path / "q8" / FILE, metadata=metadata)
-    with pytest.raises(WeightsError, match="Q4T beside other formats: quantise the model again"):
+    with pytest.raises(WeightsError, match=r"layers\.1\.attention\.qkv is in Q4T and in another format"):
         load_model(tmp_path / "q8", packed=True)
+    whole = {f"layers.1.attention.w{part}.weight" for part in "qkv"}
+    save_file(tensors[1] | {name: tensors[0][name] for name in whole}, tmp_path / "q8" / FILE, metadata=metadata)
+    assert load_model(tmp_path / "q8", packed=True).packed
 
 
 def test_a_gguf_file_and_unknown_formats_are_refused(tmp_path: Path, original: Path) -> None:

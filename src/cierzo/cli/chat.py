@@ -21,6 +21,7 @@ def chat(
     stop: opt.Stop = None,
     dtype: opt.Dtype = "auto",
     device: opt.Device = "auto",
+    cache_dtype: opt.CacheDtype = "auto",
     chat_template: opt.ChatTemplate = None,
     context: opt.Context = None,
     beyond_limit: opt.BeyondLimit = False,
@@ -46,7 +47,14 @@ def chat(
     if url is not None:
         from cierzo.cli.remote import RemoteLLM
 
-        if (dtype, device, chat_template, context, beyond_limit) != ("auto", "auto", None, None, False):
+        if (dtype, device, cache_dtype, chat_template, context, beyond_limit) != (
+            "auto",
+            "auto",
+            "auto",
+            None,
+            None,
+            False,
+        ):
             raise CierzoError("how a model is loaded is the server's to say: leave those options out with --url")
         llm = RemoteLLM(url, model)
     else:
@@ -54,6 +62,7 @@ def chat(
             model,
             dtype=dtype,
             device=device,
+            cache_dtype=cache_dtype,
             chat_template=chat_template,
             max_seq_len=context,
             allow_beyond_limit=beyond_limit,

@@ -25,6 +25,9 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same ans
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; without it, up to the context.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be given several times.")]
 Dtype = Annotated[str, typer.Option(help="Type of the weights in memory: auto, float32, bfloat16.")]
+CacheDtype = Annotated[
+    str, typer.Option(help="Type of the keys and values in the cache: auto, float32, bfloat16, int8 (half the memory).")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda.")]
 ChatTemplate = Annotated[
     str | None, typer.Option(help="Instead of the model's own: none, chatml, llama-2, mistral, or a Jinja file.")

@@ -22,12 +22,9 @@ def quantize(
     model: Annotated[Path, typer.Argument(help="A folder: consolidated or Hugging Face.")],
     out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-FORMAT when left out.")] = None,
     format: Annotated[
-        Format | None,
-        typer.Option(
-            help="4 bits from a table (4.2 with scales), 4 bits as GGUF's Q4_0 (4.5), or 8 bits; q4t when left out, "
-            "or q4 with --calibrate."
-        ),
-    ] = None,
+        Format,
+        typer.Option(help="4 bits from a table (4.2 with scales), 4 bits as GGUF's Q4_0 (4.5), or 8 bits."),
+    ] = Format.q4t,
     calibrate: Annotated[
         Path | None, typer.Option(help="A text file, such as the model will read: rounds for what it computes there.")
     ] = None,
@@ -47,7 +44,6 @@ def quantize(
         )
     if calibrate is None and bits is not None:
         raise CierzoError("--bits needs --calibrate FILE: which matrices need more bits is measured on a text")
-    format = format or (Format.q4t if calibrate is None else Format.q4)
     target = out or model.resolve().parent / f"{model.resolve().name}-{format}"
     with progress_bar(f"packing {model.resolve().name}", unit="weights") as report:
         if calibrate is None:

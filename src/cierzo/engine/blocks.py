@@ -10,7 +10,7 @@ the same takes it over instead of computing it (prefix caching).
 """
 
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -55,6 +55,10 @@ class BlockPool:
 
     def held(self, block: int) -> bool:
         return self._references[block] > 0
+
+    def freed_by(self, holds: Sequence[int]) -> set[int]:
+        """The blocks that were free without these holds."""
+        return {block for block, count in Counter(holds).items() if count == self._references[block]}
 
     def find(self, name: bytes) -> int | None:
         return self._named.get(name)

@@ -32,6 +32,7 @@ class Engine:
     Args:
         max_seq_len: longest prompt and answer together, in tokens; None lets windowed models go on for ever.
         chunk_size: prompt tokens computed in one step at most.
+        cache_dtype: how keys and values are kept (`cierzo.ops.kept`); None for the model's own way.
         cache_tokens: tokens that the cache holds; a windowed sequence never needs more than its window and a chunk.
         max_running: sequences that are computed together at most.
 
@@ -46,6 +47,7 @@ class Engine:
         *,
         max_seq_len: int | None,
         cache_tokens: int,
+        cache_dtype: torch.dtype | None = None,
         block_size: int = 16,
         chunk_size: int = 512,
         max_running: int = 64,
@@ -65,7 +67,7 @@ class Engine:
             block_size=block_size,
             n_kv_heads=config.n_kv_heads,
             head_dim=config.head_dim,
-            dtype=model.cache_dtype,
+            dtype=cache_dtype or model.cache_dtype,
             device=model.norm.weight.device,
         )
         self.pools = [BlockPool(count) for count in counts]
@@ -238,8 +240,7 @@ class Engine:
 
     def _take(self, plan: Plan, hidden: Tensor, wanted: list[range], scores: Tensor) -> None:
         """Give every sequence what the step computed for it."""
-        answering: list[tuple[Sequence, Tensor]] = []
-        draws: list[Draw] = []
+        answering: list[tuple[Sequence, Tensor, Draw]] = []
         row = start = 0
         for (sequence, length), rows in zip(plan, wanted, strict=True):
             sequence.advance(length)
@@ -250,13 +251,13 @@ class Engine:
                 elif sequence.task == "embed":
                     self._embed(sequence, hidden[start : start + length])
                 elif rows:
-                    draws.append(self._draw(sequence, own[0]))
-                    answering.append((sequence, own))
+                    answering.append((sequence, own, self._draw(sequence, own[0])))
             row += len(rows)
             start += length
-        for (sequence, own), token in zip(answering, sample(draws), strict=True):
+        together = _sampled([draw for _, _, draw in answering])
+        for number, (sequence, own, draw) in enumerate(answering):
             with self._blaming(sequence):
-                self._extend(sequence, own, token)
+                self._extend(sequence, own, sample([draw])[0] if together is None else together[number])
         for sequence, _ in plan:
             if sequence.finish_reason is not None:
                 self._remove(sequence)
@@ -356,6 +357,14 @@ class Engine:
 def _changed(plan: Plan) -> list[Sequence]:
     """Those that a step told something. Whoever reads on another thread may have taken it already."""
     return [sequence for sequence, _ in plan if sequence.deltas or sequence.finish_reason is not None]
+
+
+def _sampled(draws: list[Draw]) -> list[int] | None:
+    """Everybody's next token, or None if it must be drawn one by one to see whose fault it is that it cannot be."""
+    try:
+        return sample(draws)
+    except Exception:
+        return None
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """What is asked of the engine and what it answers."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -9,6 +8,9 @@ from typing import Any, Literal
 from cierzo.errors import CierzoError, EngineError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+_MOST_BIAS = 1e6
+"""Far beyond any score, and far from where float32 ends."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class SamplingParams:
         if not all(isinstance(text, str) and text for text in self.stop):
             raise CierzoError(f"stop must be one or more texts, none of them empty, not {self.stop!r}")
         for value in self.logit_bias.values():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise CierzoError(f"logit_bias must map token ids to finite numbers, not to {value!r}")
+            if not isinstance(value, int | float) or not abs(value) <= _MOST_BIAS:
+                raise CierzoError(f"logit_bias must map token ids to numbers from -1e6 to 1e6, not to {value!r}")
 
     def for_sample(self, number: int) -> "SamplingParams":
         """The same for one of several samples of a prompt: each draws from a seed of its own."""

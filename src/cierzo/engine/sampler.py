@@ -1,6 +1,7 @@
 """What is done to the scores of the next token before one is drawn, and what is told of it."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -27,12 +28,13 @@ def adjusted(logits: Tensor, params: SamplingParams, ids: Sequence[int], n_promp
         values = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
         scores = scores.index_add(0, biased, values)
     if params.repetition_penalty != 1:
-        seen = torch.tensor(ids, device=logits.device).unique()
+        seen = torch.tensor(list(set(ids)), device=logits.device)
         old = scores[seen]
         factor = params.repetition_penalty
         scores = scores.index_copy(0, seen, torch.where(old > 0, old / factor, old * factor))
     if len(ids) > n_prompt and (params.presence_penalty or params.frequency_penalty):
-        said, counts = torch.tensor(ids[n_prompt:], device=logits.device).unique(return_counts=True)
+        times = Counter(ids[n_prompt:])
+        said, counts = (torch.tensor(list(each), device=logits.device) for each in (times.keys(), times.values()))
         scores = scores.index_add(0, said, -(params.presence_penalty + params.frequency_penalty * counts).to(scores))
     return scores
 
@@ -48,4 +50,6 @@ def draw_of(
     """What `ops.sample` needs to choose the next token for scores [V]; takes one number from the generator."""
     scores = adjusted(logits, params, ids, n_prompt)
     draw = generator.random() if params.temperature else 0.0
-    return Draw(scores, params.temperature, params.top_k, params.top_p, params.min_p, draw, allowed)
+    # Much below this, float32 has only zero, which means something else; the best token is as sure as it can be here.
+    temperature = max(params.temperature, 1e-30) if params.temperature else 0.0
+    return Draw(scores, temperature, params.top_k, params.top_p, params.min_p, draw, allowed)

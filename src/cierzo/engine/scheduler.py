@@ -107,23 +107,28 @@ class Scheduler:
         """Let in who stands in front while there is memory, at the expense of those with a lower priority."""
         while self.waiting and len(self.running) < self.max_running:
             first = self.waiting[0]
-            while not self._fits(first) and self.running and self.running[-1].priority > first.priority:
+            below = [sequence for sequence in self.running if sequence.priority > first.priority]
+            if not self._fits(first, without=below):
+                return  # nobody is sent away for nothing
+            while below and not self._fits(first):
                 self._preempt()
-            if not self._fits(first):
-                return
             insort(self.running, self.waiting.pop(0), key=_rank)
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _fits(self, sequence: Sequence, without: list[Sequence] | None = None) -> bool:
         """Whether a waiting sequence's known tokens find room beside what those that run still need.
 
-        That is the rest of their known tokens, and a block for each one's answer.
+        That is the rest of their known tokens, and a block for each one's answer. `without`, the last of those that
+        run, are taken to be gone.
         """
         names = self._known_names(sequence)
+        gone = without or []
+        staying = self.running[: len(self.running) - len(gone)]
         for group, (blocks, pool) in enumerate(zip(sequence.blocks, self.pools, strict=True)):
             found = (pool.find(name) for name in names[blocks.oldest(len(names) * self.block_size) :])
-            shared = sum(block is not None and pool.held(block) for block in found)
-            promised = sum(self._to_come(other, group) + 1 for other in self.running)
-            if self._to_come(sequence, group) - shared + promised > pool.free:
+            freed = pool.freed_by([block for other in gone for block in other.blocks[group].blocks])
+            shared = sum(block is not None and pool.held(block) and block not in freed for block in found)
+            promised = sum(self._to_come(other, group) + 1 for other in staying)
+            if self._to_come(sequence, group) - shared + promised > pool.free + len(freed):
                 return False
         return True
 

@@ -147,6 +147,9 @@ class _CallReader:
         yield ToolCallDelta(self._index, self._id or uuid4().hex[:9], self._name, self._waiting)
 
     def _next(self, char: str) -> Iterable[Piece]:
+        if self._depth == 0 and char == "{" and self._raw.strip():
+            yield self._raw  # what stands before a call is no part of it
+            self._raw = ""
         if not self._begun:
             self._raw += char
         if self._depth == 0:
@@ -218,4 +221,5 @@ def _text(value: str) -> str | None:
         text = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return text if isinstance(text, str) else None
+    # JSON can spell half a surrogate pair, which no UTF-8 can say.
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(text, str) else None

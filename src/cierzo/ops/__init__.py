@@ -5,9 +5,19 @@ reference, which training uses as well.
 """
 
 from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedContext, PagedCache, PagedContext, Rows
+from cierzo.ops.kept import CACHE_TYPES, head_width
 from cierzo.ops.machine import Machine, machine
 from cierzo.ops.memory import free_memory
-from cierzo.ops.packed import GGML_GRIDS, Format, PackedMatrix, from_blocks, pack, packed_shape, quantize
+from cierzo.ops.packed import (
+    GGML_GRIDS,
+    Format,
+    PackedMatrix,
+    from_blocks,
+    pack,
+    pack_coded,
+    packed_shape,
+    quantize,
+)
 from cierzo.ops.reference import Draw, Expert, Rotation, Weight, rms_norm
 from cierzo.ops.seam import (
     LayerWeights,
@@ -27,6 +37,7 @@ from cierzo.ops.seam import (
 from cierzo.ops.window import Window, first_visible
 
 __all__ = [
+    "CACHE_TYPES",
     "GGML_GRIDS",
     "AttentionContext",
     "BlockTable",
@@ -51,10 +62,12 @@ __all__ = [
     "free_memory",
     "from_blocks",
     "gate_up",
+    "head_width",
     "logits",
     "machine",
     "mixture",
     "pack",
+    "pack_coded",
     "packed_shape",
     "project_out",
     "project_qkv",

@@ -27,6 +27,35 @@ def panel_bytes(tiles: int) -> int:
     return header_bytes(tiles) + tiles * PANEL * TILE // 2
 
 
+def scales(panels: Tensor, tiles: int) -> Tensor:
+    """Float16 scales [n x 16, spans] of panels, uint8 [n, panel_bytes]."""
+    at = spans(tiles) * 2 * PANEL
+    found = panels[:, :at].contiguous().view(torch.float16)
+    return found.view(len(panels), -1, PANEL).transpose(1, 2).reshape(-1, spans(tiles))
+
+
+def panels_of(numbers: Tensor, scales: Tensor, steps: Tensor) -> Tensor:
+    """The layout of nibbles [outputs, inputs], float16 scales [outputs, spans] and step numbers [outputs, groups]."""
+    outputs, tiles = len(numbers), -(-numbers.shape[1] // TILE)
+
+    def padded(x: Tensor, columns: int, value: int = 0) -> Tensor:
+        return torch.nn.functional.pad(x, (0, columns - x.shape[1], 0, -outputs % PANEL), value=value)
+
+    def by_panel(x: Tensor) -> Tensor:
+        """[outputs, n] -> [panels, n, PANEL]"""
+        return x.view(-1, PANEL, x.shape[1]).transpose(1, 2)
+
+    two = padded(steps, 2 * tiles)
+    parts = [by_panel(padded(scales.half(), spans(tiles))).contiguous().view(torch.uint8).flatten(1)]
+    parts.append(by_panel(two[:, ::2] | two[:, 1::2] << 4).flatten(1))
+    fill = header_bytes(tiles) - sum(part.shape[1] for part in parts)
+    parts.append(torch.zeros(len(parts[0]), fill, dtype=torch.uint8))
+    whole = padded(numbers, tiles * TILE, CODES.index(0)).view(-1, PANEL, tiles, TILE)
+    lines = (whole[..., :GROUP] | whole[..., GROUP:] << 4).view(-1, PANEL, tiles, GROUP // 4, 4)
+    parts.append(lines.permute(0, 2, 3, 1, 4).flatten(1))
+    return torch.cat(parts, 1)
+
+
 def rows(panels: Tensor, outputs: Tensor, tiles: int) -> Tensor:
     """Float32 [n, tiles x 64] of output `outputs[i]` (0..15) of `panels[i]`, uint8 [n, panel_bytes]."""
     n = len(panels)

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cierzo.ops.kept import CACHE_TYPES, head_width, kept
 from cierzo.ops.machine import machine
 
 
 class KeyValues(NamedTuple):
-    """Rotated keys and values of one layer, each [rows, n_kv_heads, head_dim]."""
+    """Rotated keys and values of one layer, each [rows, n_kv_heads, head_dim], or as a cache keeps them."""
 
     k: Tensor
     v: Tensor
@@ -74,9 +75,10 @@ class PackedContext:
 class PagedCache:
     """Key and value memory of every layer, cut into blocks of `block_size` tokens.
 
-    Layers of one window group share block numbers. Memory: for each group, layers x blocks x block_size x n_kv_heads x
-    head_dim x 2 elements. Worked for Mistral 7B v0.1 in bf16: 32 layers x 8 heads x 128 x 2 x 2 B = 128 KiB a token;
-    W = 4096 and chunks of 512 in blocks of 16 need 289 blocks a sequence, 578 MiB, however long the text.
+    Layers of one window group share block numbers; `cierzo.ops.kept` says how `dtype` keeps them. Memory: for each
+    group, layers x blocks x block_size x n_kv_heads x head_width x 2 elements. Worked for Mistral 7B v0.1 in bf16:
+    32 layers x 8 heads x 128 x 2 x 2 B = 128 KiB a token; W = 4096 and chunks of 512 in blocks of 16 need 289 blocks a
+    sequence, 578 MiB, however long the text.
     """
 
     def __init__(
@@ -90,15 +92,17 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.dtype = dtype
         self.native_layers: Any = None  # what the native kernels made of the layers that fill this cache
         self.block_size, self.block_counts = block_size, tuple(block_counts)
         self.groups = [tuple(layers) for layers in groups]
         self.group_of_layer = {layer: g for g, layers in enumerate(self.groups) for layer in layers}
+        width = head_width(head_dim, dtype)
         # torch.empty: the operating system gives the pages when a block is first written.
         self.layers = {
             layer: KeyValues(
                 *(
-                    torch.empty(block_counts[g] * block_size, n_kv_heads, head_dim, dtype=dtype, device=device)
+                    torch.empty(block_counts[g] * block_size, n_kv_heads, width, dtype=dtype, device=device)
                     for _ in "kv"
                 )
             )
@@ -112,8 +116,7 @@ class PagedCache:
     @cached_property
     def native(self) -> bool:
         """Whether native kernels can write and read it."""
-        k = next(iter(self.layers.values())).k
-        return k.is_cpu and k.dtype in (torch.float32, torch.bfloat16) and machine().kernels is not None
+        return self.device.type == "cpu" and self.dtype in CACHE_TYPES.values() and machine().kernels is not None
 
 
 @dataclass(frozen=True)
@@ -167,11 +170,11 @@ class PagedContext:
         ]
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> KeyValues:
-        kept = self.cache.layers[layer]
+        own = self.cache.layers[layer]
         rows = self._new_rows[self.cache.group_of_layer[layer]]
-        kept.k.index_copy_(0, rows, k.detach().type_as(kept.k))
-        kept.v.index_copy_(0, rows, v.detach().type_as(kept.v))
-        return kept
+        own.k.index_copy_(0, rows, kept(k.detach(), own.k.dtype))
+        own.v.index_copy_(0, rows, kept(v.detach(), own.v.dtype))
+        return own
 
     def key_rows(self, layer: int, sequence: int, first: int) -> Tensor:
         group = self.cache.group_of_layer[layer]

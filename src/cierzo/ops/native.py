@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cierzo.ops import reference
 from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
+from cierzo.ops.kept import CACHE_TYPES, head_width
 from cierzo.ops.machine import machine
 from cierzo.ops.packed import PackedMatrix
 from cierzo.ops.reference import Draw, Expert, Rotation, Weight
@@ -52,17 +53,18 @@ def _ids(x: Tensor) -> Tensor:
     return x.to(torch.int64).contiguous()
 
 
-def _cache(context: PagedContext, layer: int, n_kv_heads: int, head_dim: int) -> tuple[int, int, bool]:
-    """Addresses of a layer's keys and values, and whether they are bfloat16."""
+def _cache(context: PagedContext, layer: int, n_kv_heads: int, head_dim: int) -> tuple[int, int, int]:
+    """Addresses of a layer's keys and values, and the number of their type."""
     cache = context.cache
     kept = cache.layers[layer]
     slots = cache.block_counts[cache.group_of_layer[layer]] * cache.block_size
+    width = head_width(head_dim, kept.k.dtype)
     for side in kept:
-        if side.shape != (slots, n_kv_heads, head_dim) or side.dtype is not kept.k.dtype or not side.is_contiguous():
+        if side.shape != (slots, n_kv_heads, width) or side.dtype is not kept.k.dtype or not side.is_contiguous():
             raise ValueError(
-                f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {head_dim} numbers"
+                f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {width} numbers"
             )
-    return kept.k.data_ptr(), kept.v.data_ptr(), kept.k.dtype is torch.bfloat16
+    return kept.k.data_ptr(), kept.v.data_ptr(), list(CACHE_TYPES.values()).index(kept.k.dtype)
 
 
 class LayerWeights(NamedTuple):
@@ -214,18 +216,13 @@ def down(hidden: Tensor, w2: Weight, residual: Tensor) -> Tensor:
 
 
 def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *, chosen: int, eps: float) -> Tensor:
-    """As the reference; a token's experts are added in the experts' order, so its bits are its own."""
-    h = reference.rms_norm(x, norm, eps)
-    # A product and a sum a row: a matrix product's order would depend on how many rows there are.
-    scores, picks = (h.unsqueeze(1) * gate).sum(-1).topk(chosen, -1)
-    weights = scores.softmax(-1)
-    out = torch.zeros_like(h)
-    for number, (w1, w2, w3) in enumerate(experts):
-        tokens, nth = torch.where(picks == number)
-        if len(tokens):
-            answer = _linear(gate_up(h[tokens], None, w1, w3, eps=eps), w2)
-            out.index_add_(0, tokens, answer * weights[tokens, nth].unsqueeze(-1))
-    return x + out
+    n, dim = x.shape
+    out = torch.empty(n, dim)
+    _kernels().mixture(
+        _address(x, n, dim), n, _address(norm, dim), eps, _address(gate, len(experts), dim),
+        [tuple(map(_handle, expert)) for expert in experts], chosen, out.data_ptr(),
+    )  # fmt: skip
+    return out
 
 
 def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:

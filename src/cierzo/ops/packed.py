@@ -173,6 +173,21 @@ def pack(format: Format, values: Tensor, scales: Tensor, minima: Tensor | None =
     return PackedMatrix(format, outputs, inputs, data)
 
 
+def pack_coded(numbers: Tensor, scales: Tensor, steps: Tensor) -> PackedMatrix:
+    """`Q4T` of numbers of codes [outputs, inputs] and of steps [outputs, groups], uint8, and float16 scales
+    [outputs, spans] (`cierzo.ops.coded`). Raises ValueError when a scale is not finite.
+    """
+    if not scales.half().isfinite().all():
+        raise ValueError(_NOT_FINITE)
+    outputs, inputs = numbers.shape
+    data = aligned_empty(packed_shape(Format.Q4T, outputs, inputs))
+    for start in range(0, outputs, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        panels = coded.panels_of(numbers[rows], scales[rows], steps[rows])
+        data[start // PANEL : start // PANEL + len(panels)] = panels
+    return PackedMatrix(Format.Q4T, outputs, inputs, data)
+
+
 def _panels(format: Format, values: Tensor, sides: list[Tensor]) -> Tensor:
     """Some outputs' part of the layout, [panels, tiles, tile_bytes]."""
 

@@ -49,6 +49,7 @@ def load_options(settings: Settings) -> LoadOptions:
         max_seq_len=settings.max_seq_len,
         allow_beyond_limit=settings.allow_beyond_limit,
         chunk_size=settings.chunk_size,
+        cache_dtype=settings.cache_dtype,
         cache_tokens=settings.cache_tokens,
         max_running=settings.max_running,
     )

@@ -70,6 +70,9 @@ class Settings:
     ] = None
     allow_beyond_limit: Annotated[bool, Said("Let a model with windows go on past its limit.")] = False
     chunk_size: Annotated[int, Said("Tokens computed in one step at most.", 1)] = 512
+    cache_dtype: Annotated[
+        str, Said("Type of the keys and values in the cache: auto, float32, bfloat16, int8 (half the memory).")
+    ] = "auto"
     cache_tokens: Annotated[
         int | None, Said("Tokens that the cache holds; by default what half the free memory holds.", 1)
     ] = None

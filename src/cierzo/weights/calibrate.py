@@ -44,17 +44,15 @@ class Method:
 
 
 def quantize_calibrated(
-    model: Path, out: Path, texts: Sequence[Sequence[int]], *, format: str = "q4", method: Method | None = None,
+    model: Path, out: Path, texts: Sequence[Sequence[int]], *, format: str = "q4t", method: Method | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Write the model at `model` as a packed folder `out`, as `quantize_model` does, rounded for `texts` of token ids.
 
-    Work that was stopped goes on after the last whole layer. `format` is q4 or q8. Raises `CierzoError` as
-    `quantize_model` does, and for another format.
+    Work that was stopped goes on after the last whole layer. Raises `CierzoError` as
+    `quantize_model` does.
     """
     method = method or Method()
-    if format not in ("q4", "q8"):
-        raise CierzoError(f"weights can be rounded for a text in q4 or q8, not in {format!r}")
     source, shapes = open_original(model, out)
     config = source.config
     if any(not 0 <= token < config.vocab_size for text in texts for token in text) or not any(texts):
@@ -76,8 +74,9 @@ def _formats(
     method: Method, kept: Path, settings: str,
 ) -> dict[str, Format]:  # fmt: skip
     """The format of every matrix; what was measured for it is kept for a run that goes on."""
+    plain = packed_formats(shapes, format)
     if method.bits is None:
-        return packed_formats(shapes, format)
+        return plain
     try:
         before = json.loads(kept.read_text())
     except (OSError, ValueError):

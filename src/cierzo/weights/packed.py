@@ -8,6 +8,7 @@ mapped file, which processes share. The model's tokenizer and templates are copi
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from cierzo.weights.store import complete, locked, partial_folder
 FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
 EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
 """Matrices that are always in 8 bits."""
+_ROLES = {"wq": "qkv", "wk": "qkv", "wv": "qkv", "w1": "gates", "w3": "gates"}
 _BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, Format.Q8)}
 
 
@@ -58,13 +60,12 @@ class PackedFolder:
         self.config = _config(file, metadata)
         self._tensors = read_safetensors(file, floats=False)
         self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
-        coded = {
-            _format(self._tensors[name]) is Format.Q4T
-            for name, shape in self.shapes.items()
-            if is_matrix(name, shape) and name not in EMBEDDINGS
-        }
-        if len(coded) > 1:
-            raise WeightsError(f"{file}: Q4T beside other formats: quantise the model again")
+        coded: dict[str, set[bool]] = {}
+        for name, shape in self.shapes.items():
+            if is_matrix(name, shape):
+                coded.setdefault(inputs_of(name), set()).add(_format(self._tensors[name]) is Format.Q4T)
+        if mixed := [role for role, kinds in coded.items() if len(kinds) > 1]:
+            raise WeightsError(f"{file}: {mixed[0]} is in Q4T and in another format: quantise the model again")
 
     def file(self, name: str) -> Path:
         return self.path / FILE
@@ -180,6 +181,12 @@ def quantize_model(
             if progress:
                 progress(done, total)
         writer.finish()
+
+
+def inputs_of(name: str) -> str:
+    """The same for matrices of a layer that take the same activations, and for the experts' of one role."""
+    part, _, matrix = name.removesuffix(".weight").rpartition(".")
+    return f"{re.sub(r'.experts.[0-9]+$', '', part)}.{_ROLES.get(matrix, matrix)}"
 
 
 def packed_formats(shapes: Mapping[str, tuple[int, ...]], format: str) -> dict[str, Format]:

@@ -6,23 +6,12 @@ import torch
 from torch import Tensor
 
 from cierzo.ops import reference
-from cierzo.weights.gptq import Grid
+from cierzo.weights.gptq import Grid, nearest
 from cierzo.weights.layer import Layer
 
 _POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)
 """Of the inputs' size; 0 leaves them as they are."""
 _ROWS = 1024  # of a matrix that are tried, as many others as there are
-
-
-def nearest(weights: Tensor, to: Grid, importance: Tensor) -> Tensor:
-    """Weights [outputs, inputs] rounded each alone, with scales for inputs of this importance [inputs]."""
-    missing = -weights.shape[1] % to.span
-    groups = torch.nn.functional.pad(weights, (0, missing)).reshape(-1, to.span)
-    weight_of = torch.nn.functional.pad(importance, (0, missing)).view(1, -1, to.span)
-    weight_of = weight_of.expand(len(weights), -1, -1).reshape(-1, to.span)
-    scale = to.fit(groups, weight_of)
-    rounded = to.values(to.codes(groups, scale), scale)
-    return rounded.view(len(weights), -1)[:, : weights.shape[1]]
 
 
 def scale_layer(layer: Layer, states: Sequence[Tensor], grids: Mapping[str, Grid]) -> None:

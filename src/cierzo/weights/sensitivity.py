@@ -8,15 +8,14 @@ from torch import Tensor
 
 from cierzo.errors import CierzoError
 from cierzo.ops import Format, reference
-from cierzo.weights.gptq import grid
+from cierzo.weights.gptq import grid, nearest
 from cierzo.weights.layer import Layer, load_layer
 from cierzo.weights.load import checked_finite
+from cierzo.weights.packed import EMBEDDINGS, inputs_of
 from cierzo.weights.packing import packed_size
-from cierzo.weights.scaling import nearest
 from cierzo.weights.source import WeightSource
 
 _TOKENS = 1024  # of the texts: as many as a second look does not change
-EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
 
 
 def sensitivities(source: WeightSource, texts: Sequence[Tensor], low: Format) -> dict[str, float]:
@@ -65,6 +64,7 @@ def mixed_formats(
 ) -> dict[str, Format]:
     """The matrices' formats: `low`, and 8 bits for those that gain most for their size, with `bits` a weight in all.
 
+    Matrices that take the same activations change together where the formats cut those into different spans (Q4T).
     Raises `CierzoError` when `low` alone takes more.
     """
     formats = dict.fromkeys(found, low)
@@ -75,8 +75,15 @@ def mixed_formats(
             f"this model takes at least {8 * least / source.config.n_params:.2f} bits a weight in {low.name}, so "
             f"{bits:g} are too few"
         )
-    for name in sorted(found, key=lambda name: found[name] / math.prod(shapes[name]), reverse=True):
-        more = formats | {name: Format.Q8}
+    together: dict[str, list[str]] = {}
+    for name in found:
+        together.setdefault(inputs_of(name) if low is Format.Q4T else name, []).append(name)
+
+    def gain(names: list[str]) -> float:
+        return sum(found[name] for name in names) / sum(math.prod(shapes[name]) for name in names)
+
+    for names in sorted(together.values(), key=gain, reverse=True):
+        more = formats | dict.fromkeys(names, Format.Q8)
         if packed_size(source.config, shapes, more) <= room:
             formats = more
     return formats
