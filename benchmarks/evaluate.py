@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     seconds: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        makers = {
+        makers: dict[str, Callable[[], Any]] = {
             "native": lambda: CierzoLM(path),
             "float32": lambda: CierzoLM(path, dtype="float32"),
             "transformers": lambda: transformers_lm(path, Path(folder, "model"), arguments.threads),

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cierzo.evaluate import published
-from cierzo.evaluate.compare import Run
+from cierzo.evaluate.compare import Run, note
 from cierzo.evaluate.equivalent import GROUPS
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -20,6 +20,9 @@ _STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "cierzo", "font.family": ["DejaVu Sans"],
 }  # fmt: skip
+
+_MOST_BARS = 8
+"""Benchmarks beside each other."""
 
 Picture = Callable[[Sequence[Run]], Figure]
 
@@ -32,13 +35,21 @@ def _figure(width: float, height: float) -> Figure:
 
 def bars(runs: Sequence[Run]) -> Figure:
     """Scores by benchmark, with 95 % of their sampling error, beside Table 2's rows."""
-    names = [name for name in runs[0].results if any(name in run.results for run in runs)]
-    names += [name for run in runs for name in run.results if name not in names]
-    names = list(dict.fromkeys(names))
-    rows = {model: scores for model, scores in published.article_scores().items() if model in _THEIRS}
-    count = len(runs) + len(rows)
-    figure = _figure(max(6, 1.2 * len(names) + 1.5), 3.6)
-    axes = figure.subplots()
+    names = list(dict.fromkeys(name for run in runs for name in run.results))
+    lines = -(-len(names) // _MOST_BARS)
+    each = -(-len(names) // lines)
+    figure = _figure(max(6, 1.1 * each + 1), 2.4 * lines + 1)
+    for axes, start in zip(figure.subplots(lines, 1, squeeze=False).flatten(), range(0, len(names), each), strict=True):
+        _bars(axes, runs, names[start : start + each])
+        axes.set(ylabel="score (%)", ylim=(0, None), xlim=(-0.6, each - 0.4))
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _bars(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
+    article = published.article_scores()
+    count = len(runs) + len(_THEIRS)
     width = 0.84 / count
     for place, run in enumerate(runs):
         here = [n for n in names if n in run.results]
@@ -48,22 +59,14 @@ def bars(runs: Sequence[Run]) -> Figure:
             width, label=run.name, color=_OURS[place % len(_OURS)],
             yerr=[196 * run.results[n]["stderr"] for n in here], error_kw={"elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
-    for place, (model, scores) in enumerate(rows.items(), len(runs)):
-        here = [n for n in names if n in scores]
+    for place, (model, colour) in enumerate(_THEIRS.items(), len(runs)):
+        here = [n for n in names if n in article[model]]
         axes.bar(
-            [names.index(n) + (place - (count - 1) / 2) * width for n in here], [scores[n] for n in here], width,
-            label=f"{model} (published)", color=_THEIRS[model],
+            [names.index(n) + (place - (count - 1) / 2) * width for n in here], [article[model][n] for n in here],
+            width, label=f"{model} (published)", color=colour,
         )  # fmt: skip
-    titles = [
-        next(run.results[n]["title"] + "*" * bool(run.results[n]["note"]) for run in runs if n in run.results)
-        for n in names
-    ]
-    axes.set_xticks(
-        range(len(names)), titles, rotation=30 if len(names) > 7 else 0, ha="right" if len(names) > 7 else "center"
-    )
-    axes.set(ylabel="score (%)", ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=min(3, count))
-    return figure
+    some = [next(run.results[n] for run in runs if n in run.results) for n in names]
+    axes.set_xticks(range(len(names)), [result["title"] + "*" * bool(note(result)) for result in some], fontsize=8)
 
 
 def sizes(runs: Sequence[Run]) -> Figure:

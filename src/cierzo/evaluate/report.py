@@ -160,6 +160,10 @@ def _size(params_b: float) -> str:
     return f"{params_b:.3g} B" if params_b >= 1 else f"{1000 * params_b:.3g} M"
 
 
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:,.0f}"
+
+
 def _sizes(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
@@ -169,7 +173,7 @@ def _sizes(runs: Sequence[Run]) -> str:
             rows.append(
                 [
                     f"{html.escape(run.name)}: {GROUPS[group]}{'†' if score.missing or score.notes else ''}",
-                    _percent(score.score, score.error), _worth(worth), f"{worth.ratio(own):.2g} &times;",
+                    _percent(score.score, score.error), _worth(worth), f"{_times(worth.ratio(own))} &times;",
                 ]
             )  # fmt: skip
     missing = dict.fromkeys(
