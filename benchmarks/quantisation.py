@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,10 +189,11 @@ def run(options: argparse.Namespace) -> list[Row]:
         "correction": Method(scaling=False),
         "scaling and correction": Method(),
     }
-    for name, method in steps.items():
+    for format, (name, method) in product(("q4t", "q4"), steps.items()):
         packed(
-            f"ours q4, {name}", f"q4-{name.replace(' ', '-')}",
-            lambda out, method=method: quantize_calibrated(truth, out, calibration, method=method),  # type: ignore[misc]
+            f"ours {format}, {name}", f"{format}-{name.replace(' ', '-')}",
+            lambda out, format=format, method=method: quantize_calibrated(  # type: ignore[misc]
+                truth, out, calibration, format=format, method=method),
         )  # fmt: skip
     for bits in options.bits:
         packed(
