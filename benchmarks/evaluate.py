@@ -3,7 +3,8 @@
     python benchmarks/evaluate.py --data FOLDER [--limit 500] [--tasks NAMES] [--only native,float32,transformers]
 
 The weights are the default model's (SmolLM2-135M, Q4_1): ours run as they are on native kernels, and dequantised to
-float32 on the PyTorch path; transformers gets the dequantised ones. An item is scored alike when both choose the same.
+float32 on the PyTorch path; transformers gets the dequantised ones. Where other work runs, give --threads 1 and set
+OMP_WAIT_POLICY=PASSIVE: PyTorch's threads spin. An item is scored alike when both choose the same.
 Times are of scoring, without loading.
 """
 
