@@ -110,13 +110,14 @@ class Models:
             for e in self.entries.values()
             if e.llm is not None
         ]
-        return f"{' + '.join(parts) or 'nothing'} loaded, {_gib(self._free())} free"
+        return f"{' + '.join(parts) or 'nothing'} loaded, {_gib(self.free())} free"
 
     def _promised(self) -> int:
         """Bytes of caches that the system will give when they are used, and so still counts as free."""
         return sum(e.llm.untouched for e in self.entries.values() if e.llm is not None)
 
-    def _free(self) -> int:
+    def free(self) -> int:
+        """Bytes that another model can take."""
         return max(0, free_memory(self._device) - self._promised())
 
     def _begin(self, entry: Entry, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -146,7 +147,7 @@ class Models:
 
     async def _make_room(self, entry: Entry) -> None:
         """Unload who was not used for longest until the model's files fit."""
-        while entry.size > (free := self._free()):
+        while entry.size > (free := self.free()):
             leaving = next((e.work for e in self.entries.values() if e.state == "unloading"), None)
             idle = [e for e in self.entries.values() if e.llm is not None and not e.users]
             if leaving is None and not idle:

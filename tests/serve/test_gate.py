@@ -72,6 +72,9 @@ def test_a_key_has_its_share(keyed: Served) -> None:
         assert told(refused)["code"] == "key_limit"
         assert int(refused.headers["retry-after"]) >= 1
         assert post(keyed, headers=bearer("bob")).status_code == 200
+        # The page asks for the HTML of the answers that it streams.
+        assert post(keyed, "/page/render", json={"text": "*a*"}, headers=bearer("ann")).status_code == 200
+    assert post(keyed, "/page/render", json={"text": "*a*"}).status_code == 401
     assert keyed.until_idle()
     assert post(keyed, headers=bearer("ann")).status_code == 200
 

@@ -9,10 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from cierzo.errors import CierzoError
-from cierzo.serve import chat, completions, embeddings, messages, system, tokens
+from cierzo.serve import chat, completions, embeddings, messages, page_api, system, tokens
 from cierzo.serve.errors import ApiError, api_error
 from cierzo.serve.gate import Gate
 from cierzo.serve.logs import event
@@ -35,7 +34,7 @@ def create_app(state: State) -> FastAPI:
         responses={"default": {"model": ErrorAnswer, "description": "What went wrong, and what to do about it."}},
     )
     app.state.server = state
-    for module in (chat, completions, messages, embeddings, tokens, system):
+    for module in (chat, completions, messages, embeddings, tokens, system, page_api):
         app.include_router(module.router)
     for kind in (ApiError, CierzoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _tell)
@@ -46,8 +45,7 @@ def create_app(state: State) -> FastAPI:
             CORSMiddleware, allow_origins=state.settings.cors_origins, allow_methods=["GET", "POST"],
             allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
-    if (PAGE / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    page_api.add_page(app, PAGE)
     return app
 
 

@@ -36,6 +36,53 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{**m, "role": "system"} if m["role"] == "developer" else m for m in plain]
 
 
+def check_continued(body: ChatRequest, messages: list[dict[str, Any]], form: Structure | None) -> bool:
+    """Whether the last message is to be continued.
+
+    Raises:
+        ApiError: there is nothing to continue, or the answer must have a form, which would begin anew.
+    """
+    continued = bool(body.continue_final_message)
+    if body.add_generation_prompt is not None and body.add_generation_prompt == continued:
+        raise ApiError(
+            400, "add_generation_prompt must be false when continue_final_message is true, else true or left out",
+            param="add_generation_prompt", code="invalid_value",
+        )  # fmt: skip
+    if not continued:
+        return False
+    last = messages[-1]
+    if last["role"] != "assistant" or "content" not in last or "tool_calls" in last:
+        raise ApiError(
+            400, "continue_final_message needs an assistant's message of text as the last one",
+            param="continue_final_message", code="invalid_value",
+        )  # fmt: skip
+    if form is not None:
+        raise ApiError(
+            400, "an answer that must have a form cannot be continued: leave out continue_final_message or the form",
+            param="continue_final_message", code="invalid_value",
+        )  # fmt: skip
+    return True
+
+
+async def chat_ids(
+    llm: AsyncLLM, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, continued: bool
+) -> list[int]:
+    """Token ids of a conversation, ready for an answer; `continued`, for the rest of the last message.
+
+    Raises:
+        ChatError: what the model's template cannot hold.
+    """
+    if not continued:
+        return await llm.encode_chat(messages, tools)
+    *before, last = messages
+    content = last["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    begun = await llm.encode(text)
+    if begun[:1] == [llm.tokenizer.bos_id]:
+        begun = begun[1:]
+    return await llm.encode_chat(before, tools) + begun
+
+
 def plain_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     """Tools as templates take them, each with parameters."""
     plain = []

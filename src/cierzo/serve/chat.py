@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from cierzo import Completion, Delta
 from cierzo.engine import TokenLogprob
 from cierzo.serve.answers import Answers, Question, begin_answers, usage_of, use_model, watched
-from cierzo.serve.asked import plain_messages, sampling_params, structure_of, tools_of
+from cierzo.serve.asked import chat_ids, check_continued, plain_messages, sampling_params, structure_of, tools_of
 from cierzo.serve.errors import ApiError, unsupported
 from cierzo.serve.schemas import openai_answers as answered
 from cierzo.serve.schemas.openai import ChatRequest
@@ -62,10 +62,11 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
     if tools and structure is not None:
         raise ApiError(400, f"{param} and tools exclude each other", param=param, code="invalid_value")
     messages = plain_messages(body.messages)
+    continued = check_continued(body, messages, forced or structure)
     if state.settings.log_prompts:
         caller.fields["messages"] = messages
     try:
-        prompt = await llm.encode_chat(messages, tools or None)
+        prompt = await chat_ids(llm, messages, tools or None, continued=continued)
     except ChatError as error:
         raise ApiError(400, str(error), param="messages", code="invalid_messages") from None
     params = sampling_params(
@@ -75,8 +76,8 @@ async def _begin(body: ChatRequest, request: Request, stack: AsyncExitStack) -> 
         structure=forced or structure,
     )
     question = Question(
-        [prompt], params, body.n or 1, tools=bool(tools), priority=body.priority or 0, cache_salt=body.cache_salt,
-        structure_param="tools" if forced else param,
+        [prompt], params, body.n or 1, continues=continued, tools=bool(tools), priority=body.priority or 0,
+        cache_salt=body.cache_salt, structure_param="tools" if forced else param,
     )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 

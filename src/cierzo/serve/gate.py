@@ -16,7 +16,8 @@ from cierzo.serve.errors import ANTHROPIC, ApiError, api_error
 from cierzo.serve.logs import event
 from cierzo.serve.state import Caller, State
 
-_KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics")
+_PAGE = "/page/"
+_KEYED = ("/v1", "/tokenize", "/detokenize", "/metrics", _PAGE)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _PATIENCE = 2.0
@@ -104,12 +105,14 @@ class Gate:
         if scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        self._check_places(caller)
-        state.in_hand.update(("", caller.key) if caller.key else ("",))
+        # The page asks for the HTML of an answer while it comes; that is no answer more of this key.
+        places = ("", caller.key) if caller.key and not path.startswith(_PAGE) else ("",)
+        self._check_places(places)
+        state.in_hand.update(places)
         try:
             await self._app(scope, await self._whole_body(receive, headers), send)
         finally:
-            state.in_hand.subtract(("", caller.key) if caller.key else ("",))
+            state.in_hand.subtract(places)
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         """A web page elsewhere may let its own name mean this machine (DNS rebinding), and then read answers."""
@@ -135,7 +138,7 @@ class Gate:
             raise ApiError(401, "this API key is not known here", code="invalid_api_key")
         return key
 
-    def _check_places(self, caller: Caller) -> None:
+    def _check_places(self, places: tuple[str, ...]) -> None:
         state = self._state
         if state.draining:
             raise ApiError(503, "the server is shutting down", code="shutting_down", retry_after=5)
@@ -145,7 +148,7 @@ class Gate:
                 retry_after=state.retry_after(),
             )  # fmt: skip
         most = state.settings.max_per_key
-        if caller.key and most is not None and state.in_hand[caller.key] >= most:
+        if most is not None and any(state.in_hand[key] >= most for key in places[1:]):
             raise ApiError(
                 429, f"{most} requests of this key are in hand, and more are not allowed at once", code="key_limit",
                 retry_after=state.retry_after(),
@@ -186,7 +189,7 @@ class Gate:
     def _tell(self, scope: Scope, caller: Caller, status: int, began: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
         self._state.answered[route, status] += 1
-        quiet = route in ("/health", "/ready", "/metrics")
+        quiet = route in ("/health", "/ready", "/metrics", "/page/state", "/page/render")
         particulars: dict[str, Any] = {
             "id": caller.request_id,
             "client": (scope.get("client") or [None])[0],

@@ -162,6 +162,12 @@ class ChatRequest(Sampling):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="false needs a tool_choice that forces a call.")
+    continue_final_message: bool | None = Field(
+        None, description="vLLM's: go on in the last message, which is the assistant's, as if it had not ended."
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="What vLLM's clients send with it: false when the last message is continued, else true."
+    )
     safe_prompt: bool | None = Field(None, description="Reserved: there is no guard yet.")
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None

@@ -1,0 +1,27 @@
+"""Markdown of a model that means harm."""
+
+SCRIPTS = (
+    "<script>hacked = 1</script>",
+    "<img src=x onerror='hacked = 1'>",
+    "<svg onload='hacked = 1'><a xlink:href='javascript:hacked=1'>x</a></svg>",
+    "[x](javascript:hacked=1)",
+    "[x](JaVaScRiPt&colon;hacked=1)",
+    "[x](data:text/html,<script>hacked=1</script>)",
+    "[x](vbscript:hacked)",
+    "<https://a.example/\" onmouseover='hacked=1'>",
+    "![x](https://a.example/secret.png)",
+    '![x](https://a.example/"onerror="hacked=1)',
+    '[x](https://a.example "t\\" onclick=\\"hacked=1")',
+    '```"><script>hacked=1</script>\nx\n```',
+    "```python onload=hacked\n</code></pre><script>hacked=1</script>\n```",
+    "<style>*{background:url(https://a.example)}</style>",
+    "<iframe srcdoc='<script>hacked=1</script>'></iframe>",
+    "<math><mi//xlink:href='data:x,<script>hacked=1</script>'>",
+    "\\<script>hacked=1\\</script>",
+    "&lt;script&gt;hacked=1&lt;/script&gt;",
+    "<a href='x' style='position:fixed;inset:0'>x</a>",
+    "| <script>hacked=1</script> |\n|---|\n| <b onclick=hacked=1>b</b> |",
+    "<form action=https://a.example><input name=key></form>",
+    "<base href=https://a.example>",
+    "\x00<script>hacked=1</script>",
+)
