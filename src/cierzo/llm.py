@@ -25,7 +25,7 @@ class LLM:
 
     Args:
         model, progress: see `load`.
-        dtype, ..., max_running: see `LoadOptions`.
+        dtype, ..., sliding_window: see `LoadOptions`.
 
     Raises:
         CierzoError: from here and from all methods, for what the caller can mend.
@@ -45,6 +45,7 @@ class LLM:
         cache_dtype: str = "auto",
         cache_tokens: int | None = None,
         max_running: int = 64,
+        sliding_window: int | None = None,
         progress: bool = False,
     ) -> None:
         options = LoadOptions(
@@ -58,6 +59,7 @@ class LLM:
             cache_dtype=cache_dtype,
             cache_tokens=cache_tokens,
             max_running=max_running,
+            sliding_window=sliding_window,
         )
         self._loaded = load_engine(model, options, progress=progress)
         self.path, self.name, self._engine = self._loaded.path, self._loaded.name, self._loaded.engine
@@ -75,9 +77,17 @@ class LLM:
         return self._engine.metrics
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, *, n: int = 1
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        n: int = 1,
     ) -> list[Completion]:
-        """Continue each prompt (text, or token ids) `n` times; the samples of a prompt stand together."""
+        """Continue each prompt (text, or token ids) `n` times; the samples of a prompt stand together.
+
+        Args:
+            params: of all prompts, or of each.
+        """
         return self._answers([self._encoded(p) for p in _as_list(prompts)], params, n, continues=True)
 
     def chat(
@@ -152,13 +162,19 @@ class LLM:
         return sequences
 
     def _answers(
-        self, prompts: list[list[int]], params: SamplingParams | None, n: int, *, continues: bool = False,
-        tools: bool = False,
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None, n: int, *,
+        continues: bool = False, tools: bool = False,
     ) -> list[Completion]:  # fmt: skip
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise CierzoError(
+                f"params must be one for all or one for each of {len(prompts)} prompts, not {len(params)}"
+            )
         prepared = [
-            self._engine.prepare(prompt, own, continues=continues, tools=tools)
-            for prompt in prompts
-            for own in ((params or SamplingParams()).for_sample(sample) for sample in range(n))
+            self._engine.prepare(prompt, own.for_sample(sample), continues=continues, tools=tools)
+            for prompt, own in zip(prompts, params, strict=True)
+            for sample in range(n)
         ]
         return [Completion.of(s.deltas) for s in self._run(prepared)]
 

@@ -40,6 +40,7 @@ class LoadOptions:
         cache_tokens: tokens that the cache holds; when None, sixteen sequences of `max_seq_len`, or what half of the
             free memory holds if that is less.
         max_running: sequences computed together at most; more wait.
+        sliding_window: another window than the model's own, in tokens, for all layers; 0 for none.
     """
 
     dtype: str = "auto"
@@ -52,8 +53,11 @@ class LoadOptions:
     cache_dtype: str = "auto"
     cache_tokens: int | None = None
     max_running: int = 64
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
+        if self.sliding_window is not None and self.sliding_window < 0:
+            raise CierzoError(f"sliding_window must be at least 0, not {self.sliding_window}")
         for name in ("max_seq_len", "block_size", "chunk_size", "cache_tokens", "max_running"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -171,6 +175,8 @@ def load_engine(model: str | Path | None, options: LoadOptions, *, promised: int
     """
     path = resolve_model(model, progress=progress)
     transformer, tokenizer = _load(path, options, progress)
+    if options.sliding_window is not None:
+        transformer.look_back(options.sliding_window or None)
     config = transformer.config
     longest = options.max_seq_len or config.max_seq_len
     if options.allow_beyond_limit and not config.windowed:

@@ -84,6 +84,7 @@ def test_options_reach_the_model_and_the_sampler(run: Run, llm: FakeLLM) -> None
         "device": "auto",
         "chat_template": None,
         "max_seq_len": 99,
+        "cache_dtype": "auto",
         "allow_beyond_limit": False,
         "progress": True,
     }

@@ -10,6 +10,7 @@ import typer
 from cierzo.cli.bench import bench
 from cierzo.cli.chat import chat
 from cierzo.cli.doctor import doctor
+from cierzo.cli.evaluate import evaluate
 from cierzo.cli.export import export
 from cierzo.cli.fit import fit
 from cierzo.cli.generate import generate
@@ -43,6 +44,7 @@ app.command()(serve)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 app.add_typer(moderate, name="moderate")
+app.add_typer(evaluate, name="eval")
 
 
 def _print_version(wanted: bool) -> None:

@@ -5,6 +5,7 @@ checkpoint. `forward` runs over the flat tokens of one step; the `AttentionConte
 and values are kept, so training, evaluation and serving run the same code.
 """
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -120,6 +121,13 @@ class Transformer(nn.Module):
         """The structure on the meta device: no memory until weights are assigned."""
         with torch.device("meta"):
             return cls(config)
+
+    def look_back(self, sliding_window: int | None) -> None:
+        """Give all layers another window, in tokens (None: none); before an engine is made of the model."""
+        self.config = replace(self.config, sliding_window=sliding_window, window_dilation=1)
+        self.__dict__.pop("_dense", None)
+        for layer, window in zip(self.layers, self.config.windows, strict=True):
+            layer.attention.window = window  # type: ignore[union-attr]
 
     @property
     def packed(self) -> bool:

@@ -1,0 +1,130 @@
+"""Benchmarks from files: what is asked, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cierzo[eval]'")
+
+from cierzo.errors import CierzoError
+from cierzo.evaluate.sandbox import Sandbox
+from cierzo.evaluate.suite import Options, chosen, spread
+from cierzo.evaluate.tasks import BENCHMARKS, GROUPS, SUITES, best_f1, build, word_f1
+
+
+def prompts(tasks: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What the first task asks of the model."""
+    task = next(iter(tasks.values()))
+    task.build_all_requests(limit=1)
+    return [instance.args for instance in task.instances]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "hellaswag",
+            [("Listening: The cat opens its mouth. It", f" says {s}.") for s in ("meow", "woof", "moo", "hoot")],
+        ),
+        (
+            "winogrande",
+            [("The cat met the dog, so the cat", " said meow."), ("The cat met the dog, so the dog", " said meow.")],
+        ),
+        (
+            "piqa",
+            [("Question: Call a cat.\nAnswer:", " Say meow."), ("Question: Call a cat.\nAnswer:", " Say nothing.")],
+        ),
+        (
+            "siqa",
+            [
+                ("Q: Ada fed the cat. How is the cat?\nA:", " glad"),
+                ("Q: Ada fed the cat. How is the cat?\nA:", " sorry"),
+            ],
+        ),
+        ("openbookqa", [("A cat says", f" {s}") for s in ("meow", "woof", "moo", "hoot")]),
+        ("arc_easy", [("Question: What does a cat say?\nAnswer:", f" {s}") for s in ("meow", "woof", "moo", "hoot")]),
+        (
+            "boolq",
+            [("The cat says meow.\nQuestion: does the cat say meow?\nAnswer:", answer) for answer in (" no", " yes")],
+        ),
+    ],
+)
+def test_questions_are_the_harness_s_own(data: Path, name: str, expected: list[tuple[str, str]]) -> None:
+    assert prompts(build(name, data, None, None)) == expected
+
+
+def test_examples_stand_before_the_question(data: Path) -> None:
+    (prompt, _), *_ = prompts(build("mmlu", data, None, None))
+    assert prompt.count("Answer: A\n\n") == 5
+    assert prompt.endswith("What does the cat say?\nA. meow\nB. woof\nC. moo\nD. hoot\nAnswer:")
+    [(prompt, settings)] = prompts(build("naturalquestions", data, None, None))
+    assert prompt.count("A: ") == 5
+    assert "fox" in prompt  # of the other set
+    assert prompt.endswith("Q: what does the cat say?\nA:")
+    assert settings["until"]
+    [(prompt, _)] = prompts(build("triviaqa", data, None, None))
+    assert prompt.count("\nAnswer:") == 6
+    [(prompt, _)] = prompts(build("gsm8k", data, None, None))
+    assert prompt.count("The answer is ") == 8
+    [(prompt, _)] = prompts(build("bbh", data, None, None))
+    assert prompt.count("\nA: ") == 3
+    (prompt, choice), *_ = prompts(build("agieval", data, None, None))
+    assert prompt.count("the answer is (A)") == 5
+    assert choice == " (A)"
+    [(prompt, _)] = prompts(build("mbpp", data, None, Sandbox()))
+    assert prompt.count("[DONE]") == 3
+    assert prompt.endswith("assert add11(2) == 13\n[BEGIN]\n")
+    [(prompt, _)] = prompts(build("quac", data, None, None))
+    assert prompt == "Title: Farm\n\nBackground: Animals talk.\n\nQ: What does the cat say?\nA:"
+
+
+def test_every_benchmark_is_there(data: Path) -> None:
+    sandbox = Sandbox()
+    built = {name: build(name, data, None, sandbox) for name in SUITES["article"]}
+    for name, tasks in built.items():
+        assert all(len(task.eval_docs) > 0 for task in tasks.values()), name
+    counts = {name: len(tasks) for name, tasks in built.items() if len(tasks) > 1}
+    assert counts == {"mmlu": 57, "bbh": 27, "math": 7, "agieval": 10}
+    assert {b.group for b in BENCHMARKS.values()} == set(GROUPS)
+
+
+@given(st.integers(0, 100), st.lists(st.integers(0, 20), min_size=1, max_size=9))
+def test_a_limit_is_spread_evenly(limit: int, sizes: list[int]) -> None:
+    taken = spread(limit, {str(n): size for n, size in enumerate(sizes)})
+    counts = [len(taken[str(n)]) for n in range(len(sizes))]
+    assert sum(counts) == min(limit, sum(sizes))
+    assert all(indices == list(range(len(indices))) for indices in taken.values())
+    full = [count == size for count, size in zip(counts, sizes, strict=True)]
+    open_ = [count for count, whole in zip(counts, full, strict=True) if not whole]
+    assert not open_ or max(open_) - min(open_) <= 1
+    assert not open_ or max(counts) <= max(open_) + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth", "expected"),
+    [("The cat!", "cat", 1.0), ("a big cat", "the cat", 2 / 3), ("dog", "cat", 0.0), ("", "", 1.0), ("", "cat", 0.0)],
+)
+def test_overlap_of_words(answer: str, truth: str, expected: float) -> None:
+    assert word_f1(answer, truth) == pytest.approx(expected)
+    assert best_f1({"answers": ["xyz", truth]}, [answer])["f1"] == pytest.approx(expected)
+
+
+def test_what_cannot_be_measured_is_told(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CierzoError, match="--allow-code-execution"):
+        build("humaneval", data, None, None)
+    with pytest.raises(CierzoError, match="5 examples in these files, and 6 are asked for"):
+        build("triviaqa", data, 6, None)
+    with pytest.raises(CierzoError, match="0 examples"):
+        build("piqa", data, 1, None)
+    with pytest.raises(CierzoError, match=r"quac .* give --data"):
+        build("quac", None, None, None)
+    with pytest.raises(CierzoError, match=r"cannot read .*boolq.jsonl: No such file"):
+        build("boolq", tmp_path, None, None)
+    with pytest.raises(CierzoError, match="there is no benchmark chess"):
+        Options(("chess",))
+    with pytest.raises(CierzoError, match="there is no suite chess: there are article, quick"):
+        chosen("chess", None)
+    assert chosen("quick", "piqa, boolq,piqa") == ("piqa", "boolq")
