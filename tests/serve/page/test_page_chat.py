@@ -139,28 +139,28 @@ def test_conversations_are_kept_found_renamed_carried_and_deleted(
     chat = new_chat(server.url, size)
     page = chat.page
 
-    def titles() -> list[str]:
+    def shows(*titles: str) -> None:
         if size == "phone" and not page.locator("#sidebar").is_visible():
             page.click("#menu")
-        page.wait_for_timeout(100)
-        return list(page.locator("#conversations .title").all_inner_texts())
+        texts = "[...document.querySelectorAll('#conversations .title')].map(each => each.innerText)"
+        chat.until(f"wanted => JSON.stringify({texts}) === JSON.stringify(wanted)", arg=list(titles))
 
     chat.ask("about apples")
-    titles()
+    shows("about apples")
     page.click("#new")
     chat.ask("about pears")
     page.reload()
-    assert titles() == ["about pears", "about apples"]
+    shows("about pears", "about apples")
     page.fill("#search", "answer APPLES")
-    assert titles() == ["about apples"]
+    shows("about apples")
     page.fill("#search", "nothing such")
-    assert titles() == []
+    shows()
     assert page.locator("#none-found").is_visible()
     page.fill("#search", "")
     page.get_by_role("button", name="Options of about apples").click()
     page.fill("#title", "Fruit")
     page.keyboard.press("Enter")
-    assert titles() == ["about pears", "Fruit"]
+    shows("about pears", "Fruit")
     with page.expect_download() as download:
         page.click("#export-all")
     file = tmp_path / "all.json"
@@ -169,7 +169,7 @@ def test_conversations_are_kept_found_renamed_carried_and_deleted(
     page.click("#delete")
     assert page.locator("#delete").inner_text() == "Really delete?"
     page.click("#delete")
-    assert titles() == ["Fruit"]
+    shows("Fruit")
 
     other = new_chat(server.url)
     other.page.set_input_files("#import-file", file)
