@@ -25,7 +25,7 @@ serve: .venv/.serve
 	@$(BIN)/cierzo serve $(ARGS)
 
 test: .venv/.test
-	@$(BIN)/pytest -m 'not heavy' $(ARGS)
+	@$(BIN)/pytest -m 'not heavy' -n 2 --dist loadfile $(ARGS)
 
 # Status 5 says that no test was chosen.
 heavy: .venv/.test

@@ -35,6 +35,7 @@ def folder(default_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("kind", "least"), [("f16", 1.0), ("q8_0", 0.95), ("q4_0", 0.93)])
 def test_llama_cpp_takes_the_same_tokens(folder: Path, kind: str, least: float, tmp_path: Path) -> None:
     """After every prefix of what our float32 path says with the exported weights, llama.cpp picks the same token.
