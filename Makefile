@@ -25,7 +25,7 @@ serve: .venv/.serve
 	@$(BIN)/cierzo serve $(ARGS)
 
 test: .venv/.test
-	@$(BIN)/pytest -m 'not heavy' -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not heavy' -n 2 --dist loadfile $(ARGS)
 
 # Status 5 says that no test was chosen.
 heavy: .venv/.test
