@@ -43,9 +43,10 @@ def test_disguises_change_nothing() -> None:
 
 def test_a_sentence_in_a_long_harmless_text_is_weaker() -> None:
     """As docs/guard.md says of what gets through."""
-    text = "The weather was fine that day, and we went for a walk along the river. " * 40 + HARMFUL
-    assert Guard("standard").check(text).action == "log"
-    assert Guard("strict").check(text).action == "refuse"
+    around = "The weather was fine that day, and we went for a walk along the river. " * 40
+    assert Guard("standard").check(around + HARMFUL).action == "refuse"
+    assert shipped().scores(around + HARMFUL)[ANY] < 0.6 < 0.9 < shipped().scores(HARMFUL)[ANY]
+    assert Guard("standard").check("I hate you all").action != Guard("standard").check(around + "I hate you all").action
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A text's features are its runs of 2 to 5 characters within words, its words and its pairs of words, each hashed to a
 bucket (Weinberger et al., arXiv:0902.2206), counted with diminishing weight, scaled by how rare it is (tf-idf) and to
-length 1. Beside them stands one number for what a larger model of words thinks (`prior.py`). A category's probability is
-a logistic function of one product. Weights are int8, and hold no text.
+length 1. Beside them stands one number for what a larger model of words thinks (`prior.py`). A category's probability
+is a logistic function of one product. Weights are int8, and hold no text.
 """
 
 import json
@@ -118,7 +118,8 @@ class Classifier:
         shapes += [words[0].shape[:1]] * len(words)
         if [part.shape for part in (*parts, *words)] != shapes or not set(categories) <= {*CATEGORIES, ANY}:
             raise CierzoError(f"{file} is a classifier of another version: train it again with `cierzo moderate train`")
-        return cls(categories, *parts[:4], Prior(*words), parts[4])
+        weights, scale, idf, bias, gain = parts
+        return cls(categories, weights, scale, idf, bias, Prior(*words), gain)
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights; `about` tells what they were learnt from."""

@@ -31,7 +31,7 @@ _FEWEST = 10
 _STRENGTH = 10.0
 _PRIOR = 0.1
 """Standard deviation of the prior's value: the smaller, the less it counts."""
-_RATES = (0.01, 0.02, 0.04, 0.1)
+_RATES = (0.003, 0.01, 0.04, 0.1)
 """Parts of the harmless texts, for each of which the score that so many reach is told: policies' thresholds."""
 _TWEET = 0.05
 """Weight of a tweet beside a text of the other sets: there are many, and they are of one kind."""
