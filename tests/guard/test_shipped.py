@@ -109,7 +109,7 @@ def test_it_ranks_texts_that_it_has_never_seen(safety: Path) -> None:
     held_out = [item for item in data.openai_moderation(safety) if data.part_of(item.text) == "test"]
     assert len(held_out) == 856
     scores = [shipped().scores(item.text) for item in held_out]
-    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.85
+    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.87
     pairs = zip(held_out, scores, strict=True)
     known = [(item.categories["sexual"], each["sexual"]) for item, each in pairs if "sexual" in item.categories]
     assert auc([label for label, _ in known], [score for _, score in known]) > 0.9
