@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cierzo.cli.moderate_eval import with_figures
+from cierzo.cli.moderate_eval import with_calibration, with_figures
+from cierzo.errors import CierzoError
 from cierzo.guard import Policy
 from cierzo.guard.data import Labelled
 from cierzo.guard.evaluate import Method, Set, evaluated, table
+from cierzo.guard.policy import Platt
 
 
 def _run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -59,3 +61,26 @@ def test_figures_are_written_into_a_policy(tmp_path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     assert values["figures"]["own"]["flags"]["recall"] == 1.0
     assert Policy.load(path).figures == values["figures"]
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "  calibration:\n    other: {slope: 3.0, intercept: 0.0}\n    'a:b': {slope: 9.0, intercept: 9.0}\n"]
+)
+def test_a_calibration_is_kept_with_the_policy(tmp_path: Path, kept: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"# a comment\nname: own\ndescription: d\nreflection:\n  question: A or B?\n  answers: [bad]\n{kept}"
+    )
+    path.write_text(with_calibration(path.read_text(), "a:b", Platt(slope=0.5, intercept=-1.0)))
+    reflection = Policy.load(path).reflection
+    assert reflection is not None
+    assert path.read_text().startswith("# a comment\n")
+    assert reflection.calibration["a:b"] == Platt(slope=0.5, intercept=-1.0)
+    assert ("other" in reflection.calibration) == bool(kept)
+
+
+def test_a_calibration_that_cannot_be_placed(tmp_path: Path) -> None:
+    platt = Platt(slope=0.5, intercept=-1.0)
+    assert with_calibration("name: own\n", "m", platt) == "name: own\n"
+    with pytest.raises(CierzoError, match="a model a line"):
+        with_calibration("reflection:\n  calibration: {}\n", "m", platt)

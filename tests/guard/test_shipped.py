@@ -43,9 +43,10 @@ def test_disguises_change_nothing() -> None:
 
 def test_a_sentence_in_a_long_harmless_text_is_weaker() -> None:
     """As docs/guard.md says of what gets through."""
-    text = "The weather was fine that day, and we went for a walk along the river. " * 40 + HARMFUL
-    assert Guard("standard").check(text).action == "log"
-    assert Guard("strict").check(text).action == "refuse"
+    around = "The weather was fine that day, and we went for a walk along the river. " * 40
+    assert Guard("standard").check(around + HARMFUL).action == "refuse"
+    assert shipped().scores(around + HARMFUL)[ANY] < 0.6 < 0.9 < shipped().scores(HARMFUL)[ANY]
+    assert Guard("standard").check("I hate you all").action != Guard("standard").check(around + "I hate you all").action
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_it_ranks_texts_that_it_has_never_seen(safety: Path) -> None:
     held_out = [item for item in data.openai_moderation(safety) if data.part_of(item.text) == "test"]
     assert len(held_out) == 856
     scores = [shipped().scores(item.text) for item in held_out]
-    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.85
+    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.87
     pairs = zip(held_out, scores, strict=True)
     known = [(item.categories["sexual"], each["sexual"]) for item, each in pairs if "sexual" in item.categories]
     assert auc([label for label, _ in known], [score for _, score in known]) > 0.9

@@ -69,6 +69,8 @@ def train(
         classifier, about = trained(folder_of(data), [i for path in own or () for i in own_set(path)], report)
     classifier.save(out, about)
     print(f"{out}: {out.stat().st_size} bytes; {about['learnt_from']}")
+    print(f"AUC, cross-validated: {about['cross_validated_auc']}")
+    print(f"scores that these parts of the harmless texts reach, left out: {about['reached_by_harmless']}")
 
 
 @moderate.command(name="eval")
@@ -79,13 +81,22 @@ def evaluate(
     classifier: Annotated[Path | None, typer.Option(help="Weights of `moderate train`; the shipped ones else.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the curves there.")] = None,
-    write: Annotated[list[Path] | None, typer.Option(help="Write the figures into this policy's file.")] = None,
+    write: Annotated[list[Path] | None, typer.Option(help="Write what was measured into this policy's file.")] = None,
+    model: Annotated[str | None, typer.Option(help="Ask this model too, and calibrate its verdicts.")] = None,
+    texts: Annotated[int, typer.Option(min=4, help="Texts of each set that the model is asked about.")] = 60,
 ) -> None:
-    """Measure the guard on public sets and one's own, beside alt-profanity-check and a list of words."""
+    """Measure the guard on public sets and one's own, beside alt-profanity-check and a list of words.
+
+    With --model, also the model's self-reflection by the first policy that has one, calibrated on the training halves;
+    --write keeps the calibration with the policy.
+    """
     with _extra():
         from cierzo.cli.moderate_eval import run
 
-        run(data, own or [], policy or ["standard", "strict"], classifier, json_file, png, write or [])
+        run(
+            data, own or [], policy or ["standard", "strict"], classifier, json_file, png, write or [],
+            None if model is None else (model, texts),
+        )  # fmt: skip
 
 
 class _extra:  # noqa: N801

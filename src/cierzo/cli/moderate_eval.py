@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cierzo.cli.bench import write_whole
+from cierzo.errors import CierzoError
 from cierzo.guard import data, evaluate, refusals
 from cierzo.guard.classifier import Classifier
-from cierzo.guard.policy import Policy
+from cierzo.guard.policy import Platt, Policy
 from cierzo.progress import progress_bar
 from cierzo.version import __version__
 
@@ -24,8 +26,9 @@ def run(
     json_file: Path | None,
     png: Path | None,
     write: Sequence[Path],
+    asked: tuple[str, int] | None = None,
 ) -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print, and write what was asked for; `asked` is a model and the number of texts it is asked about."""
     public = data.folder_of(folder)
     sets = [*evaluate.public_sets(public), *(evaluate.Set(path.stem, data.own(path)) for path in own)]
     loaded = [Policy.load(name) for name in policies]
@@ -33,6 +36,11 @@ def run(
     with progress_bar("judging", unit="methods") as report:
         rows = evaluate.evaluated(sets, by, report)
     answers = refusals.cross_validated(data.xstest_answers(public))
+    calibrated = None
+    if asked is not None:
+        name, platt, reflections = _asked(*asked, loaded, public)
+        calibrated = (name, platt)
+        answers = [*answers, *reflections]
     print("\n".join(evaluate.table([*rows, *answers])))
     found: dict[str, Any] = {
         "date": date.today().isoformat(),
@@ -46,7 +54,38 @@ def run(
     if png is not None:
         write_whole(png, evaluate.drawn([*rows, *answers]))
     for path in write:
-        write_whole(path, with_figures(path, Policy.load(path), rows).encode())
+        whole = with_figures(path, Policy.load(path), rows)
+        write_whole(path, (whole if calibrated is None else with_calibration(whole, *calibrated)).encode())
+
+
+def _asked(model: str, limit: int, policies: Sequence[Policy], public: Path) -> tuple[str, Platt, list[evaluate.Row]]:
+    """The model's name, its calibration and its figures, by the first policy that asks a model."""
+    from cierzo.guard.reflected import reflected
+
+    reflection = next((each.reflection for each in policies if each.reflection is not None), None)
+    if reflection is None:
+        raise CierzoError("none of the policies asks a model: name one with a `reflection` by --policy")
+    sets: dict[str, Sequence[data.Labelled]] = {"openai": data.openai_moderation(public), "xstest": data.xstest(public)}
+    with progress_bar("asking", unit="texts") as report:
+        return reflected(model, reflection, sets, limit, report)
+
+
+def with_calibration(policy: str, name: str, platt: Platt) -> str:
+    """The policy's text with a model's calibration, in place of an older one; as it is if it asks no model.
+
+    Raises:
+        CierzoError: its `calibration` is not written as a model a line.
+    """
+    head = re.search(r"^reflection: *\n", policy, re.M)
+    if head is None:
+        return policy
+    line = f"    {json.dumps(name)}: {{slope: {platt.slope}, intercept: {platt.intercept}}}\n"
+    kept = re.sub(rf"^    [\"']?{re.escape(name)}[\"']?:.*\n", "", policy, flags=re.M)
+    if listed := re.search(r"^  calibration: *\n", kept, re.M):
+        return kept[: listed.end()] + line + kept[listed.end() :]
+    if re.search(r"^  calibration:", kept, re.M):
+        raise CierzoError("write the policy's calibration as a model a line, so that one can be added")
+    return kept[: head.end()] + "  calibration:\n" + line + kept[head.end() :]
 
 
 def with_figures(path: Path, policy: Policy, rows: Sequence[evaluate.Row]) -> str:

@@ -2,7 +2,8 @@
 
 A text's features are its runs of 2 to 5 characters within words, its words and its pairs of words, each hashed to a
 bucket (Weinberger et al., arXiv:0902.2206), counted with diminishing weight, scaled by how rare it is (tf-idf) and to
-length 1. A category's probability is a logistic function of one product. Weights are int8, and hold no text.
+length 1. Beside them stands one number for what a larger model of words thinks (`prior.py`). A category's probability
+is a logistic function of one product. Weights are int8, and hold no text.
 """
 
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cierzo.errors import CierzoError
+from cierzo.guard.prior import Prior
 from cierzo.guard.text import views
 
 CATEGORIES = (
@@ -76,6 +78,8 @@ class Classifier:
         weights: int8 [BUCKETS, C]; a column times its scale, float32 [C].
         idf: float16 [BUCKETS], what a feature's weight is multiplied with.
         bias: float32 [C].
+        prior: words' weights ...
+        gain: ... and what their value counts for each category, float32 [C].
     """
 
     def __init__(
@@ -85,9 +89,12 @@ class Classifier:
         scale: Floats,
         idf: NDArray[np.float16],
         bias: Floats,
+        prior: Prior,
+        gain: Floats,
     ) -> None:
         self.categories = tuple(categories)
         self.weights, self.scale, self.idf, self.bias = weights, scale, idf, bias
+        self.prior, self.gain = prior, gain
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Classifier":
@@ -102,14 +109,17 @@ class Classifier:
         try:
             with safe_open(file, framework="numpy") as opened:
                 categories = json.loads((opened.metadata() or {})["categories"])
-                parts = [opened.get_tensor(name) for name in ("weights", "scale", "idf", "bias")]
+                parts = [opened.get_tensor(name) for name in ("weights", "scale", "idf", "bias", "gain")]
+                words = [opened.get_tensor(f"prior.{name}") for name in ("hashes", "idf", "weights")]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CierzoError(f"{file} is no classifier: {error}; `cierzo moderate train` makes one") from None
         columns = len(categories)
-        shapes = [(BUCKETS, columns), (columns,), (BUCKETS,), (columns,)]
-        if [part.shape for part in parts] != shapes or not set(categories) <= {*CATEGORIES, ANY}:
+        shapes = [(BUCKETS, columns), (columns,), (BUCKETS,), (columns,), (columns,)]
+        shapes += [words[0].shape[:1]] * len(words)
+        if [part.shape for part in (*parts, *words)] != shapes or not set(categories) <= {*CATEGORIES, ANY}:
             raise CierzoError(f"{file} is a classifier of another version: train it again with `cierzo moderate train`")
-        return cls(categories, *parts)
+        weights, scale, idf, bias, gain = parts
+        return cls(categories, weights, scale, idf, bias, Prior(*words), gain)
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:
         """Write the weights; `about` tells what they were learnt from."""
@@ -121,6 +131,10 @@ class Classifier:
             "scale": self.scale,
             "idf": self.idf,
             "bias": self.bias,
+            "gain": self.gain,
+            "prior.hashes": self.prior.hashes,
+            "prior.idf": self.prior.idf,
+            "prior.weights": self.prior.weights,
         }
         save_file(tensors, partial, {"categories": json.dumps(self.categories), **about})
         partial.replace(path)
@@ -141,9 +155,15 @@ class Classifier:
         weights = counts * self.idf[buckets].astype(np.float32)
         weights /= max(float(np.linalg.norm(weights)), 1e-12)
         logits = (weights @ self.weights[buckets].astype(np.float32)) * self.scale + self.bias
+        logits += self.prior.value(part) * self.gain
         scores = dict(zip(self.categories, (1 / (1 + np.exp(-logits))).tolist(), strict=True))
-        none = math.prod(1 - score for name, score in scores.items() if name != ANY)
-        return scores | {ANY: (scores.get(ANY, 0.0) + 1 - none) / 2}
+        return scores | {ANY: combined(scores)}
+
+
+def combined(scores: Mapping[str, float]) -> float:
+    """Mean of `ANY`'s own probability and of that some category applies if each were independent of the others."""
+    none = math.prod(1 - score for name, score in scores.items() if name != ANY)
+    return (scores.get(ANY, 0.0) + 1 - none) / 2
 
 
 @cache

@@ -1,0 +1,66 @@
+"""`cierzo moderate train` on a small invented set in the public sets' own files."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from cierzo.guard import data
+from cierzo.guard.classifier import ANY, Classifier
+from cierzo.guard.train import trained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    (root / "openai_moderation").mkdir()
+    (root / "davidson").mkdir()
+    rows = []
+    for n in range(160):
+        hateful, violent = n % 4 == 0, n % 4 == 1
+        word = "grumblings are vermin" if hateful else "stab and slash them" if violent else "a walk by the river"
+        labels = dict.fromkeys(("S", "H", "HR", "SH", "S3", "H2", "V2"), 0) | {"H": int(hateful)}
+        if not hateful:
+            labels["V"] = int(violent)  # a missing label is unknown
+        rows.append({"prompt": f"story {n}: {word}, said number {n * 7}", **labels})
+    with gzip.open(root / "openai_moderation/samples-1680.jsonl.gz", "wt") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    with (root / "davidson/labeled_data.csv").open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["tweet", "class"])
+        writer.writerows([f"tweet {n}", str(n % 3)] for n in range(60))
+    return root
+
+
+def test_it_learns_what_has_labels_enough(folder: Path, tmp_path: Path) -> None:
+    classifier, about = trained(folder, [], lambda done, total: None)
+    assert classifier.categories == ("hate", "violence", ANY)
+    classifier.save(tmp_path / "weights.safetensors", about)
+    read = Classifier.load(tmp_path / "weights.safetensors")
+    hateful, fine = read.scores("they say grumblings are vermin"), read.scores("let us take a walk by the river")
+    assert hateful["hate"] > 0.5 > hateful["violence"]
+    assert max(fine.values()) < 0.5
+    assert read.scores("stab and slash")["violence"] > 0.5
+    assert read.scores("grumblings")["sexual"] == 0
+    assert json.loads(about["cross_validated_auc"])[ANY] > 0.95
+    reached = json.loads(about["reached_by_harmless"])["hate"]
+    assert reached["0.01"] >= reached["0.1"]
+
+
+def test_training_is_repeatable_and_hears_ones_own_texts(folder: Path) -> None:
+    own = [data.Labelled(f"a flimflam of number {n}", True, {"self-harm": 1}) for n in range(12)]
+    own += [data.Labelled(f"tea of number {n}", False, {"self-harm": 0}) for n in range(12)]
+    one, _ = trained(folder, own, lambda done, total: None)
+    two, _ = trained(folder, own, lambda done, total: None)
+    assert one.scores("a flimflam") == two.scores("a flimflam")
+    assert one.scores("a flimflam")["self-harm"] > 0.5
+
+
+def test_the_other_half_is_not_learnt_from(folder: Path) -> None:
+    from cierzo.guard.train import learnt_from
+
+    items, weights = learnt_from(folder, [])
+    assert {data.part_of(item.text) for item in items} == {"train"}
+    assert len(items) == len(weights) > (weights == 1).sum()
