@@ -35,8 +35,8 @@ class LoadOptions:
             there is the user's to judge.
         block_size: tokens in a block of the cache.
         chunk_size: prompt tokens computed in one step at most.
-        cache_dtype: "float32", "bfloat16", "int8" (half the memory of bfloat16, nearly the same answers), or "auto" for
-            that of the weights, bfloat16 for those in few bits.
+        cache_dtype: "float32", "bfloat16", "int8" (half the memory of bfloat16; where two tokens are
+            about as likely, the other one may come), or "auto" for that of the weights, bfloat16 for those in few bits.
         cache_tokens: tokens that the cache holds; when None, sixteen sequences of `max_seq_len`, or what half of the
             free memory holds if that is less.
         max_running: sequences computed together at most; more wait.
