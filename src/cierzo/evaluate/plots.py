@@ -161,5 +161,8 @@ def saved(picture: Callable[[], Figure], kind: str) -> bytes:
     """A picture as "png" or "svg"; the same figures give the same bytes."""
     with rc_context(_STYLE):
         figure, file = picture(), BytesIO()
-        figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        # Legends of long names may be wider than the axes: the picture grows with them.
+        figure.savefig(
+            file, format=kind, dpi=150, bbox_inches="tight", metadata={"Date": None} if kind == "svg" else None
+        )
     return file.getvalue()
