@@ -150,10 +150,11 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     conversation.save(path)
     before = path.read_text()
 
-    def full(*args: object, **kwargs: object) -> None:
+    def full(part: Path, data: bytes) -> None:
+        part.touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("json.dump", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CierzoError, match="No space left"):
         conversation.save(path)
     assert path.read_text() == before

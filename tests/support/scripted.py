@@ -9,6 +9,7 @@ from typing import Any
 
 from cierzo import Delta, Message, Models, SamplingParams
 from cierzo.engine import Metrics, Usage
+from cierzo.guard import Guard
 from cierzo.models import Entry
 from cierzo.serve import auth
 from cierzo.serve.run import DrainingServer, bind
@@ -55,6 +56,7 @@ class ScriptedLLM:
         full: how many requests are still told that too many wait.
     """
 
+    name = "script"
     failure: str | None = None
     untouched = 0
 
@@ -111,8 +113,10 @@ class _ScriptedModels(Models):
 class ScriptedServer:
     """A server on a thread of its own; `stop` and `start` again at the same port. The first model is loaded."""
 
-    def __init__(self, scripts: dict[str, ScriptedLLM], keys: list[auth.Key], **settings: Any) -> None:
-        self._scripts, self._keys = scripts, keys
+    def __init__(
+        self, scripts: dict[str, ScriptedLLM], keys: list[auth.Key], guard: Guard | None, **settings: Any
+    ) -> None:
+        self._scripts, self._keys, self._guard = scripts, keys, guard
         self._settings = Settings(**{"log_level": "error", "drain_timeout": 0.2, **settings})
         self._port = 0
         self.start()
@@ -127,7 +131,8 @@ class ScriptedServer:
         assert until(lambda: self._servers and self._servers[0].started, 30)
 
     async def _run(self) -> None:
-        self._servers.append(DrainingServer(State(self._settings, _ScriptedModels(self._scripts), self._keys)))
+        state = State(self._settings, _ScriptedModels(self._scripts), self._keys, guard=self._guard)
+        self._servers.append(DrainingServer(state))
         await self._servers[0].serve([self._bound])
 
     def stop(self) -> None:
@@ -139,10 +144,14 @@ class ScriptedServer:
 
 @contextmanager
 def scripted(
-    say: Say | dict[str, ScriptedLLM], *, keys: list[auth.Key] | None = None, **settings: Any
+    say: Say | dict[str, ScriptedLLM],
+    *,
+    keys: list[auth.Key] | None = None,
+    guard: Guard | None = None,
+    **settings: Any,
 ) -> Iterator[ScriptedServer]:
     scripts = say if isinstance(say, dict) else {"script": ScriptedLLM(say)}
-    server = ScriptedServer(scripts, keys or [], **settings)
+    server = ScriptedServer(scripts, keys or [], guard, **settings)
     try:
         yield server
     finally:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cierzo.errors import CierzoError
+from cierzo.files import write_whole
 from cierzo.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def serve(
             "prompt_tokens": prompt_tokens,
             "answer_tokens": answer_tokens,
         }
-        write_whole(json_file, (json.dumps({**about, "runs": [asdict(r) for r in runs]}, indent=2) + "\n").encode())
+        write_whole(json_file, json.dumps({**about, "runs": [asdict(r) for r in runs]}, indent=2) + "\n")
     if png is not None:
         write_whole(png, drawn(runs, remote.name))
     if any(one.failed for one in runs):
@@ -129,14 +129,3 @@ def drawn(runs: "list[Figures]", title: str) -> bytes:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     return picture.getvalue()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The whole file or none."""
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            part = Path(folder, path.name)
-            part.write_bytes(data)
-            os.replace(part, path)
-    except OSError as error:
-        raise CierzoError(f"cannot write {path}: {error.strerror}") from None

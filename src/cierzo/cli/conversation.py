@@ -1,8 +1,6 @@
 """What a chat is apart from the terminal: messages, settings, the answer's course, and its file."""
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +9,7 @@ from typing import Any, Protocol
 
 from cierzo import Delta, FinishReason, Message, SamplingParams
 from cierzo.errors import CierzoError
+from cierzo.files import read_own, write_whole
 
 SETTINGS = (
     "temperature",
@@ -144,15 +143,7 @@ class Conversation:
             _read(path)
         settings = {key: getattr(self.settings, key) for key in SETTINGS}
         chat = {"format": FORMAT, "model": self.llm.name, "settings": settings, "messages": self.messages}
-        try:
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-                part = Path(folder, path.name)
-                with part.open("w", encoding="utf-8") as file:
-                    json.dump(chat, file, ensure_ascii=False, indent=2)
-                    file.write("\n")
-                os.replace(part, path)
-        except OSError as error:
-            raise CierzoError(f"cannot write {path}: {error.strerror}") from error
+        write_whole(path, json.dumps(chat, ensure_ascii=False, indent=2) + "\n")
 
     def load(self, path: Path) -> str:
         """Go on with a saved chat; returns the name of the model that it was held with.
@@ -193,15 +184,9 @@ def _setting(key: str, value: object) -> Any:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        chat = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CierzoError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError:
-        chat = None
-    if not isinstance(chat, dict) or chat.get("format") != FORMAT:
-        raise CierzoError(f"{path} is not a chat that /save wrote (JSON with format {FORMAT!r}): choose another file")
-    return chat
+    return read_own(
+        path, "format", FORMAT, f"not a chat that /save wrote (JSON with format {FORMAT!r}): choose another file"
+    )
 
 
 def _check_message(path: Path, number: int, message: object) -> None:

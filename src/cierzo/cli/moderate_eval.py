@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cierzo.cli.bench import write_whole
 from cierzo.errors import CierzoError
+from cierzo.files import write_whole
 from cierzo.guard import data, evaluate, refusals
 from cierzo.guard.classifier import Classifier
 from cierzo.guard.policy import Platt, Policy
@@ -50,12 +50,12 @@ def run(
         "rows": [{k: v for k, v in asdict(row).items() if k != "curve"} for row in [*rows, *answers]],
     }
     if json_file is not None:
-        write_whole(json_file, (json.dumps(found, indent=1) + "\n").encode())
+        write_whole(json_file, json.dumps(found, indent=1) + "\n")
     if png is not None:
         write_whole(png, evaluate.drawn([*rows, *answers]))
     for path in write:
         whole = with_figures(path, Policy.load(path), rows)
-        write_whole(path, (whole if calibrated is None else with_calibration(whole, *calibrated)).encode())
+        write_whole(path, whole if calibrated is None else with_calibration(whole, *calibrated))
 
 
 def _asked(model: str, limit: int, policies: Sequence[Policy], public: Path) -> tuple[str, Platt, list[evaluate.Row]]:

@@ -6,13 +6,13 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cierzo.engine import SamplingParams
 from cierzo.errors import CierzoError
+from cierzo.files import read_own, write_whole
 from cierzo.llm import LLM
 from cierzo.version import __version__
 
@@ -78,16 +78,7 @@ def new_record(path: Path) -> None:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write the whole file or none."""
     new_record(path)
-    text = json.dumps({"cierzo_evaluation": FORMAT, **record}, indent=1) + "\n"
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-            part = Path(folder, path.name)
-            part.write_text(text, encoding="utf-8")
-            os.link(part, path)  # unlike a rename, refuses what has come there meanwhile
-    except FileExistsError:
-        raise CierzoError(f"{path} is there already: records are never overwritten") from None
-    except OSError as error:
-        raise CierzoError(f"cannot write {path}: {error.strerror}") from None
+    write_whole(path, json.dumps({"cierzo_evaluation": FORMAT, **record}, indent=1) + "\n", over=False)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -96,15 +87,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         CierzoError: it cannot be read, or is something else.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CierzoError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or record.get("cierzo_evaluation") != FORMAT:
-        raise CierzoError(f"{path} is no record of `cierzo eval`")
-    return record
+    return read_own(path, "cierzo_evaluation", FORMAT, "no record of `cierzo eval`")
 
 
 def _hash(path: Path) -> str:

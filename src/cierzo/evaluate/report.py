@@ -12,6 +12,7 @@ from cierzo.evaluate.compare import Run, named, note
 from cierzo.evaluate.equivalent import GROUPS, Equivalent, article_rows
 from cierzo.evaluate.record import read_record
 from cierzo.evaluate.statistics import mean_and_error
+from cierzo.files import write_whole
 
 _STYLE = """
 body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1a1a1a; }
@@ -35,24 +36,27 @@ def write_report(records: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         CierzoError: a record cannot be read, or the folder is there already.
     """
+    if out.exists():
+        raise CierzoError(f"{out} is there already: choose another --out")
     runs = named([read_record(path) for path in records])
     for path, run in zip(records, runs, strict=True):
         if run.record["kind"] != "suite":
             raise CierzoError(f"{path} is a record of {run.record['kind']}, not of `cierzo eval run`: leave it out")
-    try:
-        out.mkdir()
-    except OSError as error:
-        raise CierzoError(f"cannot make the folder {out}: {error.strerror}; choose another --out") from None
-    files, drawn = [], {}
+    files: dict[str, bytes] = {}
+    drawn = {}
     for name, picture in _pictures(runs).items():
         for kind in ("png", "svg"):
             data = plots.saved(lambda picture=picture: picture(runs), kind)  # type: ignore[misc]
-            files.append(out / f"{name}.{kind}")
-            files[-1].write_bytes(data)
+            files[f"{name}.{kind}"] = data
         drawn[name] = data.decode()
-    files.append(out / "index.html")
-    files[-1].write_text(page(runs, drawn), encoding="utf-8")
-    return files
+    files["index.html"] = page(runs, drawn).encode()
+    try:
+        out.mkdir()
+    except OSError as error:
+        raise CierzoError(f"cannot make the folder {out}: {error.strerror}") from None
+    for name, data in files.items():
+        write_whole(out / name, data)
+    return [out / name for name in files]
 
 
 def _pictures(runs: Sequence[Run]) -> dict[str, plots.Picture]:

@@ -25,11 +25,15 @@ class Chat:
     faults: list[str] = field(default_factory=list)
     expected: str | None = None
     """Messages of the console that a test provokes."""
+    rendering: int = 0
+    """Texts that the server is making HTML of."""
 
     def open(self, url: str) -> "Chat":
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self._fault(str(error)))
         self.page.on("request", lambda request: self._asked(request.url, url))
+        for event, change in (("request", 1), ("requestfinished", -1), ("requestfailed", -1)):
+            self.page.on(event, lambda request, change=change: self._renders(request.url, change))
         self.page.goto(url)
         self.until("document.getElementById('model').value || document.querySelector('dialog[open]')")
         return self
@@ -50,6 +54,10 @@ class Chat:
         if not address.startswith((url, "blob:")):
             self._fault(address)
 
+    def _renders(self, address: str, change: int) -> None:
+        if address.endswith("/page/render"):
+            self.rendering += change
+
     def _fault(self, text: str) -> None:
         if self.expected is None or not re.search(self.expected, text):
             self.faults.append(text)
@@ -61,7 +69,9 @@ class Chat:
     def finished(self) -> None:
         """Wait until no answer is coming, and what came is shown."""
         self.page.wait_for_selector("#send:visible")
-        self.page.wait_for_timeout(80)
+        self.page.wait_for_timeout(100)  # more than lies between two updates
+        while self.rendering:
+            self.page.wait_for_timeout(100)
 
     def ask(self, text: str) -> str:
         self.say(text)
@@ -70,6 +80,12 @@ class Chat:
 
     def answer(self) -> str:
         return str(self.page.locator("article.assistant .body").last.inner_text())
+
+    def in_sidebar(self) -> Any:
+        """The list of conversations, which a phone hides until it is asked for."""
+        if not self.page.locator("#sidebar").is_visible():
+            self.page.click("#menu")
+        return self.page.locator("#sidebar")
 
     def press(self, name: str, nth: int = -1) -> None:
         self.page.get_by_role("button", name=name, exact=True).nth(nth).click()
@@ -86,14 +102,18 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(params=list(_SIZES))
+def size(request: pytest.FixtureRequest) -> str:
+    """Every test of the page runs at both sizes, unless it names its own."""
+    return str(request.param)
+
+
 @pytest.fixture
-def new_chat(browser: Any) -> Iterator[Any]:
-    """Makes a `Chat` in a context of its own: `new_chat(url, "phone", "ja-JP", "dark")`."""
+def new_chat(browser: Any, size: str) -> Iterator[Any]:
+    """Makes a `Chat` in a context of its own: `new_chat(url, language="ja-JP", colours="dark")`."""
     chats: list[Chat] = []
 
-    def make(
-        url: str, size: str = "desktop", language: str = "en-GB", colours: str = "light", expected: str | None = None
-    ) -> Chat:
+    def make(url: str, language: str = "en-GB", colours: str = "light", expected: str | None = None) -> Chat:
         context = browser.new_context(
             **_SIZES[size], locale=language, color_scheme=colours, permissions=["clipboard-read", "clipboard-write"]
         )

@@ -45,21 +45,23 @@ def _say(messages: list[Message]) -> Iterator[str | Delta]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ScriptedServer]:
-    models = {
+    with scripted(_models()) as server:
+        yield server
+
+
+def _models() -> dict[str, ScriptedLLM]:
+    return {
         "windowed": ScriptedLLM(_say, delay=0.004, window=64, context=4096),
         "other": ScriptedLLM(_say, delay=0.004, context=None),
     }
-    with scripted(models) as server:
-        yield server
 
 
 def _llm(server: ScriptedServer, name: str = "windowed") -> ScriptedLLM:
     return server._scripts[name]
 
 
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_markdown_streams_and_closed_blocks_are_not_touched(server: ScriptedServer, new_chat: Any, size: str) -> None:
-    chat = new_chat(server.url, size)
+def test_markdown_streams_and_closed_blocks_are_not_touched(server: ScriptedServer, new_chat: Any) -> None:
+    chat = new_chat(server.url)
     chat.say("markdown, and a long end")
     page = chat.page
     page.wait_for_selector("[aria-busy=true] .body > h4")
@@ -116,7 +118,7 @@ def test_again_edit_and_branches(server: ScriptedServer, new_chat: Any) -> None:
     assert chat.answer() == "Answer to two, 3 messages."
     assert "Branch 1 of 2" in chat.page.locator("#live").inner_text()
     chat.page.reload()
-    chat.page.locator("#conversations .title").first.click()
+    chat.in_sidebar().locator(".title").first.click()
     chat.page.wait_for_selector("article >> nth=3")
     assert chat.answer() == "Answer to two, 3 messages."
     assert [m["content"] for m in _llm(server).asked[-1]] == ["other one"]
@@ -132,16 +134,14 @@ def test_copying(server: ScriptedServer, new_chat: Any) -> None:
     assert chat.page.locator("#live").inner_text() == "Copied"
 
 
-@pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_conversations_are_kept_found_renamed_carried_and_deleted(
-    server: ScriptedServer, new_chat: Any, size: str, tmp_path: Path
+    server: ScriptedServer, new_chat: Any, tmp_path: Path
 ) -> None:
-    chat = new_chat(server.url, size)
+    chat = new_chat(server.url)
     page = chat.page
 
     def shows(*titles: str) -> None:
-        if size == "phone" and not page.locator("#sidebar").is_visible():
-            page.click("#menu")
+        chat.in_sidebar()
         texts = "[...document.querySelectorAll('#conversations .title')].map(each => each.innerText)"
         chat.until(f"wanted => JSON.stringify({texts}) === JSON.stringify(wanted)", arg=list(titles))
 
@@ -173,9 +173,10 @@ def test_conversations_are_kept_found_renamed_carried_and_deleted(
 
     other = new_chat(server.url)
     other.page.set_input_files("#import-file", file)
-    other.page.wait_for_selector("#conversations li >> nth=1")
-    other.page.get_by_role("button", name="Fruit", exact=True).click()
-    assert other.page.locator("article.assistant .body").inner_text() == "Answer to about apples, 1 messages."
+    other.page.wait_for_selector("#conversations li >> nth=1", state="attached")
+    other.in_sidebar().get_by_role("button", name="Fruit", exact=True).click()
+    other.page.wait_for_selector("article.assistant .body p")
+    assert other.answer() == "Answer to about apples, 1 messages."
     other.page.set_input_files("#import-file", file)  # the same again makes no copies
     other.page.wait_for_timeout(200)
     assert other.page.locator("#conversations li").count() == 2
@@ -215,15 +216,23 @@ def test_system_prompt_and_sampling(server: ScriptedServer, new_chat: Any) -> No
     assert _llm(server).params[-1].temperature == 0.2
 
 
-def test_models_are_picked_and_loaded(server: ScriptedServer, new_chat: Any) -> None:
+@pytest.fixture
+def fresh_server() -> Iterator[ScriptedServer]:
+    """Whose second model nobody has loaded."""
+    with scripted(_models()) as server:
+        yield server
+
+
+def test_models_are_picked_and_loaded(fresh_server: ScriptedServer, new_chat: Any) -> None:
+    server = fresh_server
     chat = new_chat(server.url)
     page = chat.page
     options = page.locator("#model option").all_inner_texts()
     assert options == ["windowed (loaded, 150 MiB)", "other (not loaded)"]
-    assert "150 MiB" in page.locator("#memory").inner_text()
+    assert "150 MiB" in page.locator("#memory").text_content()
     page.select_option("#model", "other")
     chat.until("document.getElementById('model').innerText.includes('other (loaded, 150 MiB)')")
-    assert "300 MiB" in page.locator("#memory").inner_text()
+    assert "300 MiB" in page.locator("#memory").text_content()
     chat.ask("hello")
     assert page.locator("article.assistant h2").inner_text() == "other"
     assert _llm(server, "other").asked[-1][-1]["content"] == "hello"
@@ -305,7 +314,7 @@ def test_tools_are_called_and_given_results(server: ScriptedServer, new_chat: An
     assert _llm(server).asked[-1][-1]["tool_call_id"] == "call-1"
 
 
-def test_japanese_and_composition(server: ScriptedServer, new_chat: Any) -> None:
+def test_japanese_and_composition(server: ScriptedServer, new_chat: Any, size: str) -> None:
     chat = new_chat(server.url, language="ja-JP", colours="dark")
     page = chat.page
     assert page.locator("html").get_attribute("lang") == "ja"
@@ -330,7 +339,10 @@ def test_japanese_and_composition(server: ScriptedServer, new_chat: Any) -> None
     devtools.send("Input.insertText", {"text": "日本"})
     assert page.input_value("#question") == "日本"
     assert len(_llm(server).asked) == asked
-    page.keyboard.press("Enter")
+    if size == "phone":  # where Enter is a new line
+        page.click("#send")
+    else:
+        page.keyboard.press("Enter")
     chat.finished()
     assert page.locator("article.user .body").inner_text() == "日本"
     assert page.locator("article.user h2").inner_text() == "あなた"
@@ -356,6 +368,20 @@ def test_every_text_has_both_languages(server: ScriptedServer, new_chat: Any) ->
     assert set(re.findall(r'\bt\("([\w-]+)"', code)) <= japanese
 
 
+@pytest.mark.parametrize("size", ["phone"])
+def test_enter_on_a_phone(server: ScriptedServer, new_chat: Any) -> None:
+    chat = new_chat(server.url)
+    chat.page.focus("#question")
+    chat.page.keyboard.type("first")
+    chat.page.keyboard.press("Enter")
+    chat.page.keyboard.type("line")
+    assert chat.page.input_value("#question") == "first\nline"
+    chat.page.click("#send")
+    chat.finished()
+    assert chat.page.locator("article.user .body").inner_text() == "first\nline"
+
+
+@pytest.mark.parametrize("size", ["desktop"])
 def test_everything_by_keyboard(server: ScriptedServer, new_chat: Any) -> None:
     chat = new_chat(server.url)
     page = chat.page
@@ -402,9 +428,8 @@ def test_everything_by_keyboard(server: ScriptedServer, new_chat: Any) -> None:
     } <= reached
 
 
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_the_real_model(smollm: Process, new_chat: Any, size: str) -> None:
-    chat = new_chat(smollm.url, size)
+def test_the_real_model(smollm: Process, new_chat: Any) -> None:
+    chat = new_chat(smollm.url)
     page = chat.page
     page.click("#open-settings")
     page.get_by_label("Temperature").fill("0")

@@ -1,11 +1,8 @@
-"""The server is gone, busy, refuses, wants a key, or has a guard: said plainly, and nothing that was typed is lost."""
+"""The server is gone, busy, refuses or wants a key: said plainly, and nothing that was typed is lost."""
 
-import json
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
-
-import pytest
 
 from cierzo import Message
 from cierzo.serve.auth import Key
@@ -52,7 +49,7 @@ def test_an_answer_goes_on_when_the_server_is_back(new_chat: Any) -> None:
 
 def test_a_question_to_a_server_that_is_gone_is_kept_and_sent(new_chat: Any) -> None:
     with _server() as server:
-        chat = new_chat(server.url, "phone", "ja-JP")
+        chat = new_chat(server.url, "ja-JP")
         chat.expected = _FAILED
         server.stop()
         chat.say("hello")
@@ -71,9 +68,9 @@ def test_drafts_survive_reloading(new_chat: Any) -> None:
         assert chat.page.input_value("#question") == "half a thou"
         chat.ask("sent")
         chat.page.fill("#question", "of this one")
-        chat.page.click("#new")
+        chat.in_sidebar().locator("#new").click()
         assert chat.page.input_value("#question") == ""
-        chat.page.locator("#conversations .title").click()
+        chat.in_sidebar().locator(".title").click()
         chat.page.wait_for_selector("article")
         assert chat.page.input_value("#question") == "of this one"
 
@@ -85,7 +82,7 @@ def test_an_answer_that_broke_off_with_the_page_can_be_continued(new_chat: Any) 
         chat.until("document.querySelector('article.assistant .body')?.innerText.includes('word5')")
         chat.page.wait_for_timeout(2200)  # copies are kept every two seconds
         chat.page.reload()
-        chat.page.locator("#conversations .title").click()
+        chat.in_sidebar().locator(".title").click()
         chat.page.wait_for_selector("article.assistant")
         assert chat.answer().startswith("word0 word1")
         chat.press("Continue")
@@ -130,10 +127,9 @@ def test_what_the_server_refuses_is_said(new_chat: Any) -> None:
         assert chat.answer() == "Answer to short."
 
 
-@pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_a_key_is_asked_for_and_kept_for_the_session_only(new_chat: Any, size: str) -> None:
+def test_a_key_is_asked_for_and_kept_for_the_session_only(new_chat: Any) -> None:
     with _server(keys=[Key("ann", sha256(_SECRET.encode()).digest())]) as server:
-        chat = new_chat(server.url, size, expected="401")
+        chat = new_chat(server.url, expected="401")
         page = chat.page
         page.wait_for_selector("#key[open]")
         page.fill("#key-text", "wrong")
@@ -156,44 +152,3 @@ def test_a_key_is_asked_for_and_kept_for_the_session_only(new_chat: Any, size: s
         other = page.context.new_page()
         other.goto(server.url)
         other.wait_for_selector("#key[open]")
-
-
-def test_what_a_guard_says_is_shown(new_chat: Any) -> None:
-    """The guard's part of answers, from a server that is told what to answer."""
-    verdict = {
-        "input": {"action": "allow", "categories": {"hate": 0.01}},
-        "output": {"action": "refuse", "categories": {"violence": 0.93, "hate": 0.2}},
-    }
-    asked: list[dict[str, Any]] = []
-
-    def answer(route: Any) -> None:
-        asked.append(route.request.post_data_json)
-        head = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "script"}
-
-        def chunk(delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
-            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-            return f"data: {json.dumps({**head, 'choices': [choice], **more})}\n\n"
-
-        body = chunk({"content": "Some of it"}) + chunk({}, "content_filter", guard=verdict) + "data: [DONE]\n\n"
-        route.fulfill(status=200, content_type="text/event-stream", body=body)
-
-    def health(route: Any) -> None:
-        told = route.fetch().json()
-        route.fulfill(json={**told, "guard": {"policy": "standard", "mode": "enforce"}})
-
-    with _server() as server:
-        chat = new_chat(server.url)
-        chat.ask("without a guard")
-        assert "Guard" not in chat.page.locator("article.assistant .foot").inner_text()
-        chat.page.route("**/health", health)
-        chat.page.route("**/v1/chat/completions", answer)
-        chat.page.reload()
-        chat.until("document.getElementById('model').value")
-        assert chat.ask("with one") == "Some of it"
-        assert "Guard: standard (enforce)" in chat.page.locator("#memory").inner_text()
-        foot = chat.page.locator("article.assistant .foot").inner_text()
-        assert "The guard ended this answer." in foot
-        assert "Guard, question: nothing found" in foot
-        assert "Guard, answer: refused (violence 0.93)" in foot
-        assert chat.page.get_by_role("button", name="Continue").count() == 0
-        assert asked[-1]["guard_verdicts"] is True

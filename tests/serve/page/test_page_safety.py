@@ -49,7 +49,7 @@ def test_output_never_runs(server: ScriptedServer, new_chat: Any) -> None:
     assert hrefs
     assert set(hrefs) == {"https:"}
     page.reload()
-    page.locator("#conversations .title").click()
+    chat.in_sidebar().locator(".title").click()
     page.wait_for_selector("article.assistant pre")
     assert page.evaluate("typeof hacked") == "undefined"
 
@@ -103,7 +103,7 @@ def test_the_policy_blocks_what_would_get_through(server: ScriptedServer, new_ch
 def test_everybody_can_use_it(server: ScriptedServer, new_chat: Any, size: str, language: str, colours: str) -> None:
     """axe-core's rules (WCAG 2 A and AA) on the conversation and every dialog; nothing is wider than the screen."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    chat = new_chat(server.url, size, language, colours)
+    chat = new_chat(server.url, language, colours)
     page = chat.page
     chat.ask("show")
     page.wait_for_selector("article.assistant pre .k")
@@ -187,7 +187,7 @@ def test_a_long_conversation_stays_fast(server: ScriptedServer, new_chat: Any) -
         return (after["TaskDuration"] - before["TaskDuration"]) / (after["LayoutCount"] - before["LayoutCount"])
 
     chat.ask("story")
-    page.click("#new")
+    chat.in_sidebar().locator("#new").click()
     alone = sorted(cost() for _ in range(3))[1]
     for _ in range(10):
         chat.ask("story")

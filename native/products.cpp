@@ -1,0 +1,73 @@
+#include "products.h"
+
+#include <pthread.h>
+
+namespace cierzo {
+
+static Workspace* shared = new Workspace;  // never destroyed: threads may outlive main
+
+Workspace& workspace() {
+    // Whoever held a lock when the process forked is not in the child, which starts with a workspace of its own.
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { shared = new Workspace; });
+    (void)registered;
+    return *shared;
+}
+
+Activations room_for(Workspace& w, size_t n_rows, const Matrix& m) {
+    const size_t padded = padded_to(m.inputs, kTile), span = span_of(m.format);
+    const size_t groups = padded / kGroup, spans = (padded + span - 1) / span;
+    return {room(w.values, n_rows * padded + kRowTile * kTile), room(w.scales, n_rows * spans),
+            room(w.sums, n_rows * groups), n_rows, padded, groups, spans};
+}
+
+Activations part_of(const Activations& a, size_t first, size_t n) {
+    return {a.values + first * a.inputs, a.scales + first * a.spans, a.sums + first * a.groups, n, a.inputs, a.groups,
+            a.spans};
+}
+
+void put_row(const Activations& a, size_t row, const float* x, const Matrix& m) {
+    kernels().quantize(x, m.inputs, a.inputs, span_of(m.format), const_cast<int8_t*>(a.at(row, 0)), a.height(row) * kTile,
+                       const_cast<float*>(a.scales) + row * a.spans, const_cast<int32_t*>(a.sums) + row * a.groups);
+}
+
+Activations activations(Workspace& w, const float* x, size_t n_rows, const Matrix& m, const float* norm, float eps) {
+    const size_t inputs = m.inputs;
+    float* normed = norm ? room(w.normed, n_rows * inputs) : nullptr;
+    const Activations a = room_for(w, n_rows, m);
+    spread(n_rows, [&](size_t row) {
+        const float* from = x + row * inputs;
+        if (norm) {
+            kernels().norm(from, norm, eps, inputs, normed + row * inputs);
+            from = normed + row * inputs;
+        }
+        put_row(a, row, from, m);
+    });
+    return a;
+}
+
+Pair neighbours(const Matrix& m, size_t pair) {
+    return {{&m, &m}, {2 * pair, 2 * pair + 1}, 2 * pair + 1 < m.panels ? 2 : 1};
+}
+
+size_t pairs_of(const Matrix& m) { return (m.panels + 1) / 2; }
+
+void multiply(const Pair& pair, const Activations& a, size_t row, size_t n, size_t tile, size_t last, float* out) {
+    const auto product = [&](int first, int count) {
+        const Matrix& m = *pair.matrix[first];
+        const Product p{{m.panel(pair.panel[first]), count > 1 ? pair.matrix[1]->panel(pair.panel[1]) : nullptr}, count,
+                        a, row, n, tile, last};
+        kernels().multiply[int(m.format)](p, out + first * n * kPanel);
+    };
+    if (pair.n == 2 && pair.matrix[0]->format == pair.matrix[1]->format) return product(0, 2);
+    for (int i = 0; i < pair.n; ++i) product(i, 1);
+}
+
+void put(const float* results, size_t row, size_t n, size_t panel, size_t width, const float* residual, float* out) {
+    const size_t column = panel * kPanel, columns = std::min<size_t>(kPanel, width - column);
+    for (size_t r = 0; r < n; ++r) {
+        const size_t at = (row + r) * width + column;
+        for (size_t c = 0; c < columns; ++c) out[at + c] = results[r * kPanel + c] + (residual ? residual[at + c] : 0);
+    }
+}
+
+}  // namespace cierzo
