@@ -22,6 +22,8 @@ _CHAT = "\x00chat "
 """Begins a prompt that is a conversation: token ids come from the model's template, never from a text of it."""
 _BATCH = 64
 """Requests that go to the engine at once; what is answered is in the journal before the next."""
+_BLOCK_SIZE = 4
+"""Tokens of a block of the cache. Questions are short and differ early: small blocks share more of their beginnings."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -59,7 +61,8 @@ class CierzoLM(LM):  # type: ignore[misc]
         if isinstance(pretrained, LLM):
             self.llm = pretrained
         else:
-            self.llm = LLM(pretrained, device=device or "auto", max_seq_len=max_length, progress=True, **load)
+            options: dict[str, Any] = {"block_size": _BLOCK_SIZE, "max_seq_len": max_length, **load}
+            self.llm = LLM(pretrained, device=device or "auto", progress=True, **options)
         self.tokenizer = self.llm.tokenizer
         self.add_bos = add_bos is not False
         if add_bos and self.tokenizer.bos_id is None:
