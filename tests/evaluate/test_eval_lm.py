@@ -15,6 +15,7 @@ from cierzo import LLM, tokenizer_files
 from cierzo.errors import CierzoError
 from cierzo.evaluate.journal import Journal
 from cierzo.evaluate.lm import CierzoLM
+from cierzo.evaluate.record import about_model, common_settings, lasting
 from cierzo.evaluate.suite import Options, run_suite, table
 from cierzo.weights.export import export_huggingface
 
@@ -188,7 +189,35 @@ def test_a_journal_is_of_one_run(tmp_path: Path) -> None:
         assert journal.answers == {"a": [1.5, True]}
     with pytest.raises(CierzoError, match=r"other settings \(seed\)"):
         Journal(path, {"seed": 2})
+    with pytest.raises(CierzoError, match=r"other settings \(model.context, seed\)"):
+        _nested(tmp_path / "b.partial")
     path.write_text("poem\n")
     with pytest.raises(CierzoError, match="no journal of a run"):
         Journal(path, {"seed": 1})
-    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["a.partial"]
+    assert {p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")} == {"a.partial", "b.partial"}
+
+
+def _nested(path: Path) -> None:
+    for context, seed in ((8, (1, 2)), (8, (1, 2)), (9, (1, 3))):
+        with Journal(path, {"seed": seed, "model": {"name": "m", "context": context}}):
+            pass
+
+
+def test_a_run_goes_on_whatever_memory_and_threads_are_free(default_gguf: Path, smollm2: LLM) -> None:
+    other = about_model(LLM(default_gguf, cache_tokens=8192))
+    first = about_model(smollm2)
+    assert other["cache_tokens"] != first["cache_tokens"]
+    assert lasting(other) == lasting(first)
+    assert lasting(other | {"threads": 99}) == lasting(first)
+    assert lasting(other | {"sha256": "0"}) != lasting(first)
+
+
+def test_a_template_of_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    found = []
+    for text in ("a", "b"):
+        file.write_text(text)
+        found.append(common_settings(str(file)))
+    assert found[0] != found[1]
+    assert common_settings("chatml")["chat_template"] == "chatml"
+    assert common_settings(None)["version"]

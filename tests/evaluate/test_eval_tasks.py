@@ -11,7 +11,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'ci
 
 from cierzo.errors import CierzoError
 from cierzo.evaluate.sandbox import Sandbox
-from cierzo.evaluate.suite import Options, chosen, spread
+from cierzo.evaluate.suite import Options, chosen, left_out, spread
 from cierzo.evaluate.tasks import BENCHMARKS, GROUPS, SUITES, best_f1, build, word_f1
 
 
@@ -128,3 +128,9 @@ def test_what_cannot_be_measured_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CierzoError, match="there is no suite chess: there are article, quick"):
         chosen("chess", None)
     assert chosen("quick", "piqa, boolq,piqa") == ("piqa", "boolq")
+
+
+def test_a_suite_without_files_leaves_out_what_the_hub_has_not() -> None:
+    assert list(left_out(SUITES["article"])) == ["quac"]
+    assert "only be measured from files" in left_out(SUITES["article"])["quac"]
+    assert left_out(SUITES["quick"]) == {}

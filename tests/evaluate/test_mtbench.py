@@ -193,20 +193,27 @@ def test_an_endpoint_is_asked_again_and_counted() -> None:
 
 
 def test_a_record_that_goes_on_and_a_pair(smollm2: LLM, folder: Path, tmp_path: Path) -> None:
+    bench = Bench.read(folder)
     settings: dict[str, Any] = {"limit": None, "max_tokens": 8, "seed": 0, "price": (2.0, 10.0)}
     path = tmp_path / "alone.json"
     lazy = Judge(lambda prompt: "[[6]]")
     lazy.script = lambda prompt: (_ for _ in ()).throw(KeyboardInterrupt) if len(lazy.prompts) > 2 else "[[6]]"
     with pytest.raises(KeyboardInterrupt):
-        judge_model(smollm2, lazy, folder, path, against=None, **settings)
+        judge_model(smollm2, lazy, bench, path, against=None, **settings)
     judge = Judge(lambda prompt: "[[6]]")
-    record = judge_model(smollm2, judge, folder, path, against=None, **settings)
+    changed = Bench(bench.questions, {111: ["3", "4"]}, bench.prompts)
+    with pytest.raises(CierzoError, match=r"other settings \(asked.references\)"):
+        judge_model(smollm2, judge, changed, path, against=None, **settings)
+    with pytest.raises(CierzoError, match=r"other settings \(chat_template\)"):
+        judge_model(smollm2, judge, bench, path, against=None, chat_template="chatml", **settings)
+    record = judge_model(smollm2, judge, bench, path, against=None, **settings)
     assert len(judge.prompts) == 2  # two of four were judged before
     assert record["judge"]["prompt_tokens"] == 40
     assert record["judge"]["cost"] == pytest.approx((40 * 2 + 8 * 10) / 1e6)
     assert record["results"]["score"] == 6.0
     assert set(read_record(path)["answers"]) == {"81", "111"}
-    pair = judge_model(smollm2, Judge(lambda p: "[[C]]"), folder, tmp_path / "pair.json", against=path, **settings)
+    assert set(record["settings"]["asked"]) == {"questions", "references", "prompts"}
+    pair = judge_model(smollm2, Judge(lambda p: "[[C]]"), bench, tmp_path / "pair.json", against=path, **settings)
     assert pair["results"]["win_rate"] == 0.5
     assert pair["results"]["ties"] == 4
 

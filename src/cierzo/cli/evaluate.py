@@ -65,11 +65,21 @@ def run(
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; read when it is imported
     with needs_extra():
         from cierzo.evaluate.journal import Journal
-        from cierzo.evaluate.lm import CierzoLM
-        from cierzo.evaluate.record import about_machine, about_model, new_record, speed, write_record
-        from cierzo.evaluate.suite import Options, chosen, run_suite, table
+        from cierzo.evaluate.lm import BLOCK_SIZE, CierzoLM
+        from cierzo.evaluate.record import (
+            about_machine,
+            about_model,
+            common_settings,
+            lasting,
+            new_record,
+            speed,
+            write_record,
+        )
+        from cierzo.evaluate.suite import Options, build_all, chosen, left_out, run_suite, table
         from cierzo.evaluate.tasks import BENCHMARKS
     names = chosen(suite, tasks)
+    without = {} if tasks or data else left_out(names)
+    names = tuple(name for name in names if name not in without)
     options = Options(names, limit, fewshot, data, chat, seed)
     programs = [name for name in names if BENCHMARKS[name].code]
     if programs and not allow_code_execution:
@@ -77,22 +87,28 @@ def run(
             f"{', '.join(programs)} run programs that the model writes: allow it with --allow-code-execution, "
             "or choose others with --tasks"
         )
-    llm = load_llm(model, dtype=dtype, device=device, chat_template=chat_template)
+    for note in without.values():
+        print(note, file=sys.stderr)
+    if out is not None:
+        new_record(out)
+    with needs_extra():
+        built = build_all(options, allow_code_execution=allow_code_execution)
+    llm = load_llm(model, dtype=dtype, device=device, chat_template=chat_template, block_size=BLOCK_SIZE)
     about = about_model(llm)
     path = out or Path(f"{about['name']}-{about['format']}-{'tasks' if tasks else suite}.json")
     new_record(path)
     settings = {
         "benchmarks": list(names), "limit": limit, "shots": fewshot, "data": None if data is None else "files",
-        "chat": chat, "seed": seed,
+        "chat": chat, "seed": seed, **common_settings(chat_template),
     }  # fmt: skip
     began, rates = time.time(), speed(llm)
-    with Journal(path.with_name(f"{path.name}.partial"), {**settings, "model": about}) as journal:
+    with Journal(path.with_name(f"{path.name}.partial"), {**settings, "model": lasting(about)}) as journal:
         kept = len(journal.answers)
         if kept:
             print(f"going on after {kept} answers of {journal.path}", file=sys.stderr)
         lm = CierzoLM(llm, seed=seed, journal=journal)
         with needs_extra():
-            results = run_suite(lm, options, allow_code_execution=allow_code_execution)
+            results = run_suite(lm, options, built=built)
         print("\n".join(table(results)))
         if lm.truncated:
             print(f"{lm.truncated} texts were longer than the context and lost their beginning", file=sys.stderr)
@@ -101,6 +117,7 @@ def run(
             {
                 "kind": "suite",
                 "suite": None if tasks else suite,
+                "left_out": without,
                 "settings": settings,
                 "model": about,
                 "machine": about_machine(),
@@ -153,7 +170,7 @@ def mt_bench(
     """Let another model judge a model's answers to MT-Bench: alone from 1 to 10, or against another's."""
     from cierzo.cli.options import load_llm
     from cierzo.evaluate.conversations import judge_model as judged
-    from cierzo.evaluate.mtbench import Endpoint
+    from cierzo.evaluate.mtbench import Bench, Endpoint
     from cierzo.evaluate.record import new_record
 
     if not judge or not judge_model:
@@ -161,10 +178,12 @@ def mt_bench(
     path = out or Path(f"mt-bench-{'pairs' if against else 'alone'}.json")
     new_record(path)
     endpoint = Endpoint(judge, judge_model, os.environ.get("CIERZO_JUDGE_KEY"), max_tokens)
+    bench = Bench.read(data, limit)
     llm = load_llm(model, dtype=dtype, device=device, chat_template=chat_template)
     record = judged(
-        llm, endpoint, data, path, against=against, limit=limit, max_tokens=max_tokens, seed=seed, price=price
-    )
+        llm, endpoint, bench, path, against=against, limit=limit, max_tokens=max_tokens, seed=seed, price=price,
+        chat_template=chat_template,
+    )  # fmt: skip
     result = record["results"]
     if against is None:
         print(f"MT-Bench {result['score']:.2f} ± {result['stderr']:.2f} of 10, judged by {judge_model}")

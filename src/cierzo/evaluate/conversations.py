@@ -8,14 +8,22 @@ from cierzo.engine import SamplingParams
 from cierzo.errors import CierzoError
 from cierzo.evaluate.journal import Journal
 from cierzo.evaluate.mtbench import Bench, Endpoint, answers, pairwise, single, spent
-from cierzo.evaluate.record import about_machine, about_model, read_record, write_record
+from cierzo.evaluate.record import (
+    about_machine,
+    about_model,
+    common_settings,
+    hash_of,
+    lasting,
+    read_record,
+    write_record,
+)
 from cierzo.llm import LLM
 
 
 def judge_model(
     llm: LLM,
     judge: Endpoint,
-    data: Path,
+    bench: Bench,
     path: Path,
     *,
     against: Path | None,
@@ -23,17 +31,18 @@ def judge_model(
     max_tokens: int,
     seed: int,
     price: tuple[float, float],
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """Answer, be judged, and write the record to `path`; goes on where a run of the same name was stopped.
 
     Args:
         against: a record of another model's answers to the same questions; None to be judged alone.
         price: of a million tokens that the judge reads, and writes.
+        chat_template: as it was given to `load_llm`, for the record.
 
     Raises:
-        CierzoError: data are missing, the judge does not answer, or the other record has other questions.
+        CierzoError: the judge does not answer, or the other record has other questions.
     """
-    bench = Bench.read(data, limit)
     other = _answers_of(against, bench) if against is not None else None
     about = about_model(llm)
 
@@ -43,10 +52,11 @@ def judge_model(
 
     settings = {
         "judge": judge.model, "judge_url": judge.url, "limit": limit, "max_tokens": max_tokens, "seed": seed,
-        "against": None if against is None else read_record(against)["model"],
+        "against": None if against is None else {"model": read_record(against)["model"], "sha256": hash_of(against)},
+        "asked": bench.hashes, **common_settings(chat_template),
     }  # fmt: skip
     began = time.time()
-    with Journal(path.with_name(f"{path.name}.partial"), {**settings, "model": about}) as journal:
+    with Journal(path.with_name(f"{path.name}.partial"), {**settings, "model": lasting(about)}) as journal:
         given = answers(bench, ask, journal, about["name"])
         if other is None:
             results = single(bench, given, judge, journal)

@@ -51,9 +51,8 @@ class Journal:
         try:
             entries = [json.loads(line) for line in whole]
             if entries and entries[0] != json.loads(json.dumps(settings)):
-                different = sorted(k for k in {*settings, *entries[0]} if settings.get(k) != entries[0].get(k))
                 raise CierzoError(
-                    f"{self.path} is of a run with other settings ({', '.join(different)}): "
+                    f"{self.path} is of a run with other settings ({', '.join(_different(settings, entries[0]))}): "
                     "delete it, or choose another --out"
                 )
             self.answers = dict(entries[1:])
@@ -82,3 +81,15 @@ class Journal:
 
     def __exit__(self, *ignored: object) -> None:
         self.close()
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of the settings that differ; `model.context` of one within another."""
+    names = []
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            names += [f"{key}.{name}" for name in _different(mine, theirs)]
+        elif json.dumps(mine) != json.dumps(theirs):  # of a tuple the file has a list
+            names.append(key)
+    return names

@@ -22,7 +22,7 @@ _CHAT = "\x00chat "
 """Begins a prompt that is a conversation: token ids come from the model's template, never from a text of it."""
 _BATCH = 64
 """Requests that go to the engine at once; what is answered is in the journal before the next."""
-_BLOCK_SIZE = 4
+BLOCK_SIZE = 4
 """Tokens of a block of the cache. Questions are short and differ early: small blocks share more of their beginnings."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -36,7 +36,7 @@ class CierzoLM(LM):  # type: ignore[misc]
     models do it; `truncated` counts them.
 
     Args:
-        pretrained: a model as `cierzo.LLM` takes it, or one that is loaded.
+        pretrained: a model as `cierzo.LLM` takes it, or one that is loaded, best with blocks of `BLOCK_SIZE`.
         add_bos: begin texts with the begin-of-text token; None leaves it to the model's tokenizer.
         max_length: longest text, in tokens; the model's own limit when None.
         seed: of sampled answers; each prompt and each of its repeats draws from its own.
@@ -61,7 +61,7 @@ class CierzoLM(LM):  # type: ignore[misc]
         if isinstance(pretrained, LLM):
             self.llm = pretrained
         else:
-            options: dict[str, Any] = {"block_size": _BLOCK_SIZE, "max_seq_len": max_length, **load}
+            options: dict[str, Any] = {"block_size": BLOCK_SIZE, "max_seq_len": max_length, **load}
             self.llm = LLM(pretrained, device=device or "auto", progress=True, **options)
         self.tokenizer = self.llm.tokenizer
         self.add_bos = add_bos is not False

@@ -4,6 +4,8 @@ Questions, reference answers and the judge's prompts are read from the data, as 
 any server that speaks OpenAI's API.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,6 +89,14 @@ class Bench:
     questions: list[dict[str, Any]]
     references: dict[int, list[str]]
     prompts: dict[str, dict[str, Any]]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of what is asked, what the judge is shown, and what it is told."""
+        parts = {"questions": self.questions, "references": self.references, "prompts": self.prompts}
+        return {
+            name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()
+        }
 
     @classmethod
     def read(cls, data: Path, limit: int | None = None) -> "Bench":

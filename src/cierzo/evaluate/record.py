@@ -18,6 +18,8 @@ from cierzo.version import __version__
 
 FORMAT = 1
 _PROMPT, _ANSWER = 128, 33  # tokens
+_BY_THE_START = ("cache_tokens", "threads")
+"""Facts of a model that follow from what the machine has free when it is loaded, and that no answer depends on."""
 _PARTS = ("torch", "numpy", "lm_eval", "datasets", "transformers", "tokenizers", "mistral_common", "gguf")
 
 
@@ -26,7 +28,7 @@ def about_model(llm: LLM) -> dict[str, Any]:
     card = llm.card
     return {
         "name": card.name,
-        "sha256": _hash(llm.path),
+        "sha256": hash_of(llm.path),
         "format": card.format,
         "parameters": card.parameters,
         "weight_bytes": card.weights,
@@ -37,6 +39,18 @@ def about_model(llm: LLM) -> dict[str, Any]:
         "threads": card.threads,
         "begin_of_text": llm.tokenizer.bos_id,
     }
+
+
+def lasting(about: dict[str, Any]) -> dict[str, Any]:
+    """What of `about_model` is the same at each start, so that a run that was killed is known again."""
+    return {key: value for key, value in about.items() if key not in _BY_THE_START}
+
+
+def common_settings(chat_template: str | None) -> dict[str, Any]:
+    """Settings of every kind of run: the code, and the template as it was given; a file of one by its content."""
+    if chat_template is not None and Path(chat_template).is_file():
+        chat_template = f"{Path(chat_template).name}, sha256 {hash_of(Path(chat_template))}"
+    return {"chat_template": chat_template, "version": __version__, "commit": _commit()}
 
 
 def speed(llm: LLM) -> dict[str, float]:
@@ -90,14 +104,14 @@ def read_record(path: Path) -> dict[str, Any]:
     return read_own(path, "cierzo_evaluation", FORMAT, "no record of `cierzo eval`")
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
     """Of a file; of a folder, over its files by name."""
     if path.is_file():
         with path.open("rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     whole = hashlib.sha256()
     for file in sorted(p for p in path.iterdir() if p.is_file()):
-        whole.update(f"{file.name} {_hash(file)}\n".encode())
+        whole.update(f"{file.name} {hash_of(file)}\n".encode())
     return whole.hexdigest()
 
 

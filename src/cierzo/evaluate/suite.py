@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from cierzo.errors import CierzoError
 from cierzo.evaluate.sandbox import Sandbox
 from cierzo.evaluate.statistics import mean_and_error
-from cierzo.evaluate.tasks import BENCHMARKS, SUITES, build
+from cierzo.evaluate.tasks import BENCHMARKS, ONLY_FROM_FILES, SUITES, build
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Options:
             raise CierzoError(f"--data {self.data} is no folder")
 
 
+Built = dict[str, dict[str, Any]]
+"""The harness's tasks by name, by benchmark."""
+
+
+def left_out(names: Sequence[str]) -> dict[str, str]:
+    """What of a suite cannot be had without files, and why."""
+    return {
+        name: f"{BENCHMARKS[name].title} is left out: it can only be measured from files (--data)"
+        for name in names
+        if name in ONLY_FROM_FILES
+    }
+
+
 def chosen(suite: str | None, names: str | None) -> tuple[str, ...]:
     """Names of benchmarks, of a suite or in a list with commas.
 
@@ -54,20 +68,33 @@ def chosen(suite: str | None, names: str | None) -> tuple[str, ...]:
     return SUITES[suite]
 
 
-def run_suite(lm: Any, options: Options, *, allow_code_execution: bool = False) -> dict[str, Any]:
+def build_all(options: Options, *, allow_code_execution: bool = False) -> Built:
+    """The tasks with their data, which need no model.
+
+    Raises:
+        CierzoError: data, examples or permission are missing.
+    """
+    _quiet()
+    sandbox = Sandbox() if allow_code_execution and any(BENCHMARKS[n].code for n in options.benchmarks) else None
+    return {name: build(name, options.data, options.shots, sandbox) for name in options.benchmarks}
+
+
+def run_suite(
+    lm: Any, options: Options, *, built: Built | None = None, allow_code_execution: bool = False
+) -> dict[str, Any]:
     """Scores by benchmark, with everything about how they came.
 
     Args:
         lm: a model of the harness, such as `cierzo.evaluate.lm.CierzoLM`.
+        built: from `build_all`, with the same options.
 
     Returns:
         For each benchmark: `score` and `stderr` (0..1), `items` (each item's own score), `n` and, of all there are,
         `of`; `shots`, `metric`, `filter`, `note`, `tasks` with their own scores, and `prompts`, a hash of all that was
         asked.
     """
-    _quiet()
-    sandbox = Sandbox() if allow_code_execution and any(BENCHMARKS[n].code for n in options.benchmarks) else None
-    built = {name: build(name, options.data, options.shots, sandbox) for name in options.benchmarks}
+    if built is None:
+        built = build_all(options, allow_code_execution=allow_code_execution)
     tasks = {task: object for found in built.values() for task, object in found.items()}
     samples: dict[str, list[int]] | None = None
     if options.limit is not None:

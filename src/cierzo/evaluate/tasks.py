@@ -294,7 +294,8 @@ BENCHMARKS = {
 }
 """By name. Where a benchmark has many tasks (MMLU's subjects), its score is that of all their items together."""
 
-_FOUND_WITHOUT_FILES = frozenset(BENCHMARKS) - {"quac"}  # the hub has QuAC only as a program
+ONLY_FROM_FILES = frozenset({"quac"})
+"""The hub has QuAC only as a program."""
 
 SUITES = {
     "article": tuple(BENCHMARKS),
@@ -318,7 +319,7 @@ def build(name: str, folder: Path | None, shots: int | None, sandbox: Sandbox | 
     benchmark = BENCHMARKS[name]
     if benchmark.code and sandbox is None:
         raise CierzoError(f"{name} runs programs that the model writes: allow it with --allow-code-execution")
-    if folder is None and name not in _FOUND_WITHOUT_FILES:
+    if folder is None and name in ONLY_FROM_FILES:
         raise CierzoError(f"{name} can only be measured from files: give --data FOLDER")
     root = Path(lm_eval.tasks.__file__).parent
     files = sorted(file for pattern in benchmark.yamls for file in root.glob(pattern) if file.stem[-1] != "0")
