@@ -148,7 +148,8 @@ def test_a_small_pool_forces_preemption_eviction_and_hits_and_nothing_changes(na
         check_books(small)
         named += sum(len(sequence.ids) // 4 for sequence in small.scheduler.running)
     assert small.metrics.preemptions > 0
-    assert small.metrics.cached_tokens >= 48
+    assert small.metrics.cached_tokens == sum(s.cached_tokens for s in sequences) >= 48
+    assert small.metrics.prompt_tokens == sum(map(len, prompts)), "what is computed again was counted"
     assert named > small.pools[0].size, "no block was taken from its name"
     assert [answer(s) for s in sequences] == [alone(name, tuple(p), s) for p, s in zip(prompts, params, strict=True)]
     assert all_free(small)
@@ -169,6 +170,16 @@ def test_a_shared_beginning_is_computed_once_and_only_within_its_salt() -> None:
     while own.busy:
         own.step()
     assert [s.cached_tokens for s in four] == [0, 48, 48, 48], "those that come together share too"
+
+
+def test_tokens_of_a_prompt_are_counted_while_it_is_read() -> None:
+    own = engine("full", cache_tokens=200, block_size=4, chunk_size=16)
+    queue(own, list(range(40)), SamplingParams(max_tokens=1))
+    counted = []
+    while own.busy:
+        own.step()
+        counted.append(own.metrics.prompt_tokens)
+    assert counted == [16, 32, 40]
 
 
 def test_nobody_is_sent_away_for_a_newcomer_that_still_finds_no_room() -> None:

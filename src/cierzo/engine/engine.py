@@ -245,6 +245,9 @@ class Engine:
         row = start = 0
         for (sequence, length), rows in zip(plan, wanted, strict=True):
             sequence.advance(length)
+            read, found = sequence.newly_read()
+            self._metrics.prompt_tokens += read
+            self._metrics.cached_tokens += found
             own = scores[row : row + len(rows)]
             with self._blaming(sequence):
                 if sequence.task == "score":
@@ -314,8 +317,6 @@ class Engine:
         """Forget a sequence that has ended."""
         self.scheduler.remove(sequence)
         self._metrics.finished[str(sequence.finish_reason)] += 1
-        self._metrics.prompt_tokens += sequence.n_prompt if sequence.computed else 0
-        self._metrics.cached_tokens += sequence.cached_tokens
         self._metrics.request_time.add(time.perf_counter() - sequence.added)
 
     def _apart(self, plan: Plan, error: Exception) -> list[Sequence]:

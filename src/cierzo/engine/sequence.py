@@ -62,6 +62,7 @@ class Sequence:
         self.computed = 0  # positions whose keys and values are in the cache
         self._furthest = 0  # `computed` before any preemption: what is found again after one was not another's
         self.cached_tokens = 0
+        self._told = (0, 0)
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.deltas: deque[Delta] = deque()
@@ -108,6 +109,12 @@ class Sequence:
             self.cached_tokens += max(0, length - max(self.computed, self._furthest))
             self._furthest = max(self._furthest, length)
         self.computed = length
+
+    def newly_read(self) -> tuple[int, int]:
+        """Tokens of the prompt that are in the cache since this was last asked, and those of them that were found."""
+        read, found = min(self._furthest, self.n_prompt), self.cached_tokens
+        before, self._told = self._told, (read, found)
+        return read - before[0], found - before[1]
 
     def embedding(self) -> Tensor:
         """The pooled hidden states [dim], float32, of length 1."""
