@@ -1,15 +1,23 @@
 """Attacks on the sandbox: all held, and the next program runs."""
 
+import os
+import platform
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import cierzo
 from cierzo.errors import CierzoError
+from cierzo.evaluate.inside import filter_of
 from cierzo.evaluate.sandbox import Limits, Sandbox
 from cierzo.evaluate.tasks import humaneval_passes, mbpp_passes
 
@@ -158,6 +166,142 @@ def test_its_rights_are_gone(sandbox: Sandbox) -> None:
         "print(libc.mount(b'none', b'/usr', b'tmpfs', 0, None), libc.chroot(b'/usr'), libc.setuid(0))"
     )
     assert outcome.output.split() == ["-1", "-1", "-1"]
+
+
+MEMORY = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+taken = 0
+while taken < 64:
+    kept = libc.shmget(0, 1 << 26, 0o1600)
+    if kept < 0:
+        break
+    ctypes.memset(libc.shmat(kept, None, 0), 1, 1 << 26)
+    taken += 1
+print(taken)
+"""
+
+
+def test_no_memory_that_no_limit_counts(sandbox: Sandbox) -> None:
+    assert sandbox.run(MEMORY).output.split() == ["0"]
+    for words in ("os.memfd_create('m')", "ctypes.CDLL(None).msgget(0, 0o1600)"):
+        outcome = sandbox.run(f"import ctypes, os\nassert {words} < 0")
+        assert outcome.passed or "Operation not permitted" in outcome.output
+
+
+def test_rights_do_not_come_back(sandbox: Sandbox) -> None:
+    """In a name space of its own a program would have all of them again."""
+    number, user = 56 if platform.machine() == "x86_64" else 220, 0x10000000
+    program = (
+        "import ctypes\nlibc = ctypes.CDLL(None)\n"
+        f"print(libc.unshare({user}), libc.syscall({number}, {user} | 17, 0, 0, 0, 0), libc.ptrace(0, 0, 0, 0))"
+    )
+    assert sandbox.run(program).output.split() == ["-1", "-1", "-1"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="x32 is of x86_64")
+def test_calls_under_other_numbers_end_the_program(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("import ctypes\nprint(ctypes.CDLL(None).syscall(0x40000000 + 29, 0, 4096, 0o1600))")
+    assert outcome.reason == f"status {-signal.SIGSYS & 0xFF}"
+
+
+def test_threads_and_processes_of_its_own_work(sandbox: Sandbox) -> None:
+    program = """
+import subprocess, sys, threading
+thread = threading.Thread(target=print, args=("thread",), kwargs={"flush": True})
+thread.start()
+thread.join()
+print(subprocess.run([sys.executable, "-c", "print('process')"], capture_output=True, text=True, check=True).stdout)
+"""
+    outcome = sandbox.run(program)
+    assert outcome.passed, outcome
+    assert outcome.output.split() == ["thread", "process"]
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_filter_by_its_own_instructions(machine: str) -> None:
+    here, there = (0xC000003E, 0xC00000B7) if machine == "x86_64" else (0xC00000B7, 0xC000003E)
+    clone, read, unshare, arch = (56, 0, 272, here) if machine == "x86_64" else (220, 63, 97, here)
+    allow, kill, refused = 0x7FFF0000, 0x80000000, 0x50000 + 1
+
+    def verdict(call: int, first: int = 0, arch: int = arch) -> int:
+        """What the kernel would make of it."""
+        data, value, place = {0: call, 4: arch, 16: first}, 0, 0
+        while True:
+            code, yes, no, k = filter_of(machine)[place]
+            place += 1
+            if code == 0x20:
+                value = data[k]
+            elif code == 0x06:
+                return k
+            else:
+                place += yes if {0x15: value == k, 0x35: value >= k, 0x45: bool(value & k)}[code] else no
+
+    assert verdict(read) == allow
+    assert verdict(clone, 0x11) == verdict(clone, 0x3D0F00) == allow  # as fork and threads call it
+    assert verdict(clone, 0x10000011) == verdict(unshare) == verdict(425) == refused
+    assert verdict(435) == 0x50000 + 38
+    assert verdict(read, arch=there) == verdict(read + 0x40000000) == kill
+
+
+def test_a_program_cannot_read_how_it_would_pass(sandbox: Sandbox) -> None:
+    program = (
+        "import re, sys\nfor word in re.findall(r'[0-9a-f]{32}', open('/program.py').read()): print(word)\nsys.exit(0)"
+    )
+    outcome = sandbox.run(program)
+    assert not outcome.passed
+    assert outcome.output == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others get a name space of users each")
+def test_sandboxes_side_by_side_count_their_own_processes(sandbox: Sandbox) -> None:
+    program = """
+import os, time
+n = 0
+try:
+    while os.fork(): n += 1
+    time.sleep(1)
+    os._exit(0)
+except OSError:
+    time.sleep(0.7)
+print(n)
+"""
+    with ThreadPoolExecutor(2) as both:
+        counts = [int(outcome.output.split()[0]) for outcome in both.map(sandbox.run, [program] * 2)]
+    assert counts == [sandbox.limits.processes - 1] * 2
+
+
+STOPPING = """
+import sys
+from cierzo.evaluate.sandbox import Limits, Sandbox
+sandbox = Sandbox(Limits(seconds=1), tool=sys.argv[1])
+for before in ("", "os.close(1); os.close(2)"):
+    print(sandbox.run("import os, time\\n" + before + "\\nos.kill(os.getppid(), 19)\\ntime.sleep(60)").reason)
+print(sandbox.run("print(1)").passed)
+"""
+
+
+def test_a_program_cannot_stop_the_clock(sandbox: Sandbox) -> None:
+    """Of a user without rights, program and watcher are the same user: one may stop the other."""
+    assert sandbox.tool is not None
+    python = sys.executable if os.geteuid() else shutil.which("python3", path="/usr/bin:/bin")
+    if python is None:
+        pytest.skip("no Python that everybody may run")
+    who: dict[str, Any] = {} if os.geteuid() else {"user": 65534, "group": 65534, "extra_groups": []}
+    done = subprocess.run(
+        [python, "-c", STOPPING, sandbox.tool],
+        env={"PYTHONPATH": str(Path(cierzo.__file__).parents[1]), "PATH": os.environ["PATH"]},
+        cwd="/", capture_output=True, text=True, timeout=60, **who,
+    )  # fmt: skip
+    if (
+        "cannot make a sandbox here" in done.stderr
+        or "Permission denied" in done.stderr
+        or "SyntaxError" in done.stderr
+    ):
+        pytest.skip(f"not for a user without rights: {done.stderr[-200:]}")
+    assert done.stdout.split("\n") == ["time is over", "time is over", "True", ""], done.stderr
+    assert not ours()
 
 
 def test_answers_to_the_code_benchmarks() -> None:

@@ -9,19 +9,30 @@ world ends with its first process, whatever was started in it. Linux only.
 import json
 import os
 import secrets
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cierzo.errors import CierzoError
+from cierzo.evaluate.inside import WORD
 
 _SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 _INSIDE = Path(__file__).with_name("inside.py")
+_GRACE = 5
+"""Seconds beyond a program's own, after which the whole sandbox is ended from outside."""
+_USERS = 1 << 24
+"""From here on, as many numbers of users that nobody has: each sandbox of root's takes one, so that its processes are
+counted alone."""
+# The word is in no file, and read once. Written to a file descriptor: the program may have put another function in the
+# place of print.
+_LAST = f"\nimport os as _os\n_os.write(1, b'\\n' + _os.read({WORD}, 64) + b'\\n')\n"
 
 
 @dataclass(frozen=True)
@@ -75,12 +86,15 @@ class Sandbox:
         token = secrets.token_hex(16)
         with tempfile.TemporaryDirectory(prefix="cierzo-sandbox-") as folder:
             file = Path(folder, "program.py")
-            # Written to a file descriptor: the program may have put another function in the place of print.
-            file.write_text(
-                f"{program}\n\nimport os as _os\n_os.write(1, b'\\n{token}\\n')\n", encoding="utf-8", errors="replace"
-            )
+            file.write_text(f"{program}\n{_LAST}", encoding="utf-8", errors="replace")
             Path(folder, "root").mkdir()
-            status, printed = self._watched(self._command(Path(folder)))
+            word, end = os.pipe()
+            try:
+                os.write(end, token.encode())
+                os.close(end)
+                status, printed = self._watched(self._command(Path(folder), word), word)
+            finally:
+                os.close(word)
         mark = f"\n{token}\n".encode()  # what the program prints may come later, from a buffer
         text = printed.replace(mark, b"").decode(errors="replace")
         if status == 0 and mark in printed:
@@ -88,13 +102,14 @@ class Sandbox:
         reasons = {None: "too much output", 0: "ended before its last line", 124: "time is over"}
         return Outcome(False, reasons.get(status, f"status {status}"), text)
 
-    def _command(self, folder: Path) -> list[str]:
+    def _command(self, folder: Path, word: int) -> list[str]:
         python, root = os.path.realpath(sys.executable), os.geteuid() == 0
         libraries = sysconfig.get_paths()["stdlib"]
         prefix = str(Path(libraries).parent.parent)
         seen = [path for path in _SYSTEM if os.path.lexists(path)]
         seen += [path for path in {prefix, str(Path(python).parent)} if not path.startswith("/usr")]
         told = asdict(self.limits) | {"python": python, "folder": str(folder), "seen": seen, "tool": self.tool}
+        told |= {"word": word, "user": _USERS + secrets.randbelow(_USERS)}
         inside = [python, "-I", "-S", "-B"]
         if self.tool == "unshare":
             user = [] if root else ["--user", "--map-root-user"]
@@ -146,7 +161,7 @@ class Sandbox:
             json.dumps(told),
         ]
 
-    def _watched(self, command: list[str]) -> tuple[int | None, bytes]:
+    def _watched(self, command: list[str], word: int) -> tuple[int | None, bytes]:
         """The exit status and what was printed; None when that was more than allowed."""
         child = subprocess.Popen(
             command,
@@ -156,15 +171,21 @@ class Sandbox:
             env={},
             start_new_session=True,
             cwd="/",
+            pass_fds=[word],
         )
         assert child.stdout is not None
         printed = b""
         try:
-            # What reads never waits for long: inside, time is watched by the first process.
-            while len(printed) <= self.limits.output and (piece := os.read(child.stdout.fileno(), 1 << 16)):
+            # Inside, time is watched by the first process; but a program of the same user may stop that one.
+            end = time.monotonic() + self.limits.seconds + _GRACE
+            ready = select.poll()
+            ready.register(child.stdout, select.POLLIN)
+            while len(printed) <= self.limits.output:
+                if not ready.poll(1000 * max(0.0, end - time.monotonic())):
+                    return 124, printed
+                if not (piece := os.read(child.stdout.fileno(), 1 << 16)):
+                    return child.wait(max(1.0, end - time.monotonic())), printed
                 printed += piece
-            if len(printed) <= self.limits.output:
-                return child.wait(self.limits.seconds + 10), printed
             return None, printed[: self.limits.output]
         except subprocess.TimeoutExpired:
             return 124, printed
