@@ -10,7 +10,6 @@ SPAN = 600
 """Characters that are judged at once: a sentence must count, whatever stands around it."""
 OVERLAP = 150
 _DEEPEST = 3
-_MOST_HIDDEN = 64
 
 # Letters that look like Latin ones and that NFKC leaves alone (Unicode TS 39, the part that keyboards reach).
 _LOOK_ALIKES = str.maketrans(
@@ -22,11 +21,13 @@ _LOOK_ALIKES = str.maketrans(
         )
     )
     | {"β": "b", "ß": "ss", "æ": "ae", "œ": "oe"}
+    | {chr(code): "" for code in (*range(32), 127) if chr(code) not in "\n\t\r"}
 )
 _LEET = str.maketrans("013457@$!|", "oieastasil")
 _LEET_INSIDE = re.compile(r"[^\W\d_][013457@$!|]+[^\W\d_]|[$@]")
 _LONGEST_WORD = 40
-_SPACED = re.compile(r"(?<!\w)[^\W\d_]([ .\-_*]{1,2})(?:[^\W\d_]\1){2,}[^\W\d_](?!\w)")
+# Bounded, so that a long text cannot be tried from every letter to its end.
+_SPACED = re.compile(r"(?<![^\W_])[^\W\d_]([ .\-_*]{1,2})(?:[^\W\d_]\1){2,64}[^\W\d_](?![^\W_])")
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/_-]{4}[\r\n ]{0,2}){4,}(?:[A-Za-z0-9+/_-]{2,3}={0,2})?")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
 
@@ -34,16 +35,25 @@ _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[ :]?){12,}")
 def normalised(text: str) -> str:
     """The text in small Latin letters as far as it can be read so, without what cannot be seen.
 
-    Compatibility forms (full-width, mathematical, circled letters) become plain (NFKC); accents, zero-width characters
+    Compatibility forms (full-width, mathematical, circled letters) become plain (NFKD); accents, zero-width characters
     and direction marks go; look-alike letters, digits within words and s p a c e d letters are read as what they
     look like.
     """
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text))
     if not text.isascii():
-        text = "".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn", "Me", "Cc") or c in "\n\t\r")
+        # Marks go before NFKD as well: it sorts a run of them in quadratic time.
+        text = _visible(unicodedata.normalize("NFKD", _visible(text)))
     text = text.translate(_LOOK_ALIKES).lower().translate(_LOOK_ALIKES)
     text = _SPACED.sub(_joined, text)
     return " ".join(word.translate(_LEET) if _is_leet(word) else word for word in text.split())
+
+
+def _visible(text: str) -> str:
+    """Without marks, and without what prints nothing."""
+    return "".join(
+        c
+        for c in text
+        if not unicodedata.combining(c) and (unicodedata.category(c) not in ("Cf", "Mn", "Me", "Cc") or c in "\n\t\r")
+    )
 
 
 def _joined(spaced: re.Match[str]) -> str:
@@ -60,18 +70,14 @@ def _is_leet(word: str) -> bool:
 
 
 def hidden(text: str) -> list[str]:
-    """Texts written in base64 or hexadecimal within a text, also within each other."""
-    found: list[str] = []
-    left = [(text, 0)]
-    while left and len(found) < _MOST_HIDDEN:
-        outer, depth = left.pop()
-        if depth == _DEEPEST:
-            continue
-        for inner in _decoded(outer):
-            if inner not in found:
-                found.append(inner)
-                left.append((inner, depth + 1))
-    return found
+    """What is written in base64 or hexadecimal within a text, as one text; then what that hides in its turn."""
+    levels: list[str] = []
+    for _ in range(_DEEPEST):
+        text = " ".join(dict.fromkeys(_decoded(text)))
+        if not text:
+            break
+        levels.append(text)
+    return levels
 
 
 def _decoded(text: str) -> Iterator[str]:
