@@ -113,11 +113,14 @@ class AsyncLLM:
         )  # fmt: skip
         return Answer(sequence, self._submit(sequence), self._thread)
 
-    async def score(self, prompt: list[int], *, top: int = 0, first: int = 1) -> tuple[TokenLogprob, ...]:
-        """As `LLM.score`, of one prompt."""
+    async def score(
+        self, prompt: list[int], *, top: int = 0, first: int = 1, priority: int = 0, cache_salt: str = ""
+    ) -> tuple[TokenLogprob, ...]:
+        """As `LLM.score`, of one prompt; `priority` and `cache_salt` as of `answer`."""
         sequence = await asyncio.to_thread(
-            self._loaded.engine.prepare, prompt, SamplingParams(logprobs=top), task="score", first_scored=first
-        )
+            self._loaded.engine.prepare, prompt, SamplingParams(logprobs=top), task="score", first_scored=first,
+            priority=priority, cache_salt=cache_salt,
+        )  # fmt: skip
         await self._finish(sequence)
         return tuple(sequence.prompt_logprobs)
 
@@ -137,13 +140,14 @@ class AsyncLLM:
             await answer.aclose()
         raise EngineError("the engine has stopped")
 
-    async def embed(self, prompt: list[int], *, pooling: str = "mean") -> Tensor:
-        """As `LLM.embed`, of one prompt."""
+    async def embed(self, prompt: list[int], *, pooling: str = "mean", cache_salt: str = "") -> Tensor:
+        """As `LLM.embed`, of one prompt; `cache_salt` as of `answer`."""
         if pooling not in ("mean", "last"):
             raise CierzoError(f"pooling must be mean or last, not {pooling!r}")
         sequence = await asyncio.to_thread(
-            self._loaded.engine.prepare, prompt, SamplingParams(), task="embed", last_hidden=pooling == "last"
-        )
+            self._loaded.engine.prepare, prompt, SamplingParams(), task="embed", last_hidden=pooling == "last",
+            cache_salt=cache_salt,
+        )  # fmt: skip
         await self._finish(sequence)
         return sequence.embedding()
 

@@ -92,6 +92,37 @@ def test_keys_and_salts_do_not_share_prompts(keyed: Served) -> None:
     assert cached("bob", cache_salt="x") > 0
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/embeddings", {"input": "another secret plan " * 9, "pooling": "last"}),
+        ("/v1/completions", {"prompt": "a third secret plan " * 9, "max_tokens": 0, "echo": True, "logprobs": 0}),
+    ],
+)
+def test_keys_do_not_share_what_was_embedded_or_scored(keyed: Served, path: str, asked: dict[str, Any]) -> None:
+    """Asked for by embedding it again: what of it is found in the cache is not computed."""
+    text = asked.get("input") or asked["prompt"]
+
+    def found(name: str) -> int:
+        before = keyed.engine.metrics.cached_tokens
+        again = {"input": text, "pooling": "last"}
+        assert post(keyed, "/v1/embeddings", json=again, headers=bearer(name)).status_code == 200
+        return keyed.engine.metrics.cached_tokens - before
+
+    assert post(keyed, path, json=asked, headers=bearer("ann")).status_code == 200
+    assert found("bob") == 0
+    assert found("ann") > 0
+
+
+def test_scores_have_a_salt(keyed: Served) -> None:
+    asked = {"prompt": "a salted plan " * 9, "max_tokens": 1}
+    scored = {**asked, "max_tokens": 0, "echo": True, "logprobs": 0, "cache_salt": "x"}
+    assert post(keyed, "/v1/completions", json=scored, headers=bearer("ann")).status_code == 200
+    for salt, shared in ({}, False), ({"cache_salt": "x"}, True):
+        answer = post(keyed, "/v1/completions", json={**asked, **salt}, headers=bearer("ann")).json()
+        assert (answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0) == shared
+
+
 def test_a_page_elsewhere_cannot_use_a_server_without_keys(tiny: Served) -> None:
     assert told(httpx.get(f"{tiny.url}/v1/models", headers={"host": "evil.example"}))["code"] == "unknown_host"
     assert httpx.get(f"{tiny.url}/v1/models", headers={"host": f"localhost:{tiny.port}"}).status_code == 200
@@ -214,6 +245,28 @@ def test_what_is_not_possible_is_named(tiny: Served, changes: dict[str, Any], pa
     assert response.status_code in (400, 404)
     assert (error["param"], error["code"]) == (param, code), error
     assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"n": 10**9}, "max_n_exceeded"),
+        ({"stop": ["x" * 257]}, "stop_too_long"),
+        ({"priority": -1}, "priority_too_low"),
+        ({"logit_bias": {"260": 1}}, "invalid_value"),
+    ],
+)
+def test_scoring_has_the_limits_of_answering(tiny: Served, changes: dict[str, Any], code: str) -> None:
+    asked = {"prompt": "abc", "max_tokens": 0, "echo": True, **changes}
+    assert told(post(tiny, "/v1/completions", json=asked))["code"] == code
+    assert tiny.until_idle()
+
+
+def test_scores_of_a_prompt_that_fills_the_context(tiny: Served) -> None:
+    asked = {"prompt": [65] * 4096, "max_tokens": 0, "echo": True, "n": 2, "guard_verdicts": True}
+    answer = post(tiny, "/v1/completions", json=asked).json()
+    assert [choice["text"] for choice in answer["choices"]] == ["A" * 4096] * 2
+    assert answer["guard"] is None  # prompts that nobody answers are not judged
 
 
 def _deep(levels: int) -> str:

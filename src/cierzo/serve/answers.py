@@ -49,13 +49,18 @@ class Question:
     streamed: bool = False
     verdicts: bool = False
 
-    def check(self, llm: AsyncLLM, state: State, param: str) -> None:
+    def check(self, llm: AsyncLLM, state: State, param: str, answer: int | None = None) -> None:
         """Refuse, with the reason, what the limits or the model do not allow.
 
+        Args:
+            param: where the prompts come from.
+            answer: tokens that there must be place for, if not those of `params`.
+
         Raises:
-            ApiError: 400; `param` is where the prompts come from.
+            ApiError: 400.
         """
         settings, params = state.settings, self.params
+        answer = params.max_tokens or 1 if answer is None else answer
         check_count("n", self.n, settings.max_n, "max_n")
         check_count(param, len(self.prompts), settings.max_prompts, "max_prompts")
         check_count("stop", len(params.stop), settings.max_stop, "max_stop")
@@ -75,7 +80,7 @@ class Question:
                     code="invalid_value",
                 )  # fmt: skip
         for prompt in self.prompts:
-            check_length(llm, state, len(prompt), param, answer=params.max_tokens or 1)
+            check_length(llm, state, len(prompt), param, answer=answer)
 
 
 def check_length(llm: AsyncLLM, state: State, tokens: int, param: str, answer: int = 0) -> None:

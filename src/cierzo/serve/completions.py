@@ -36,15 +36,16 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     async with AsyncExitStack() as stack:
         name, llm = await watched(request, use_model(request, body.model, stack))
         prompts = await watched(request, prompts_of(body.prompt, llm, request, "prompt"))
-        if body.max_tokens == 0:
-            return JSONResponse(await watched(request, _only_scored(body, name, llm, prompts, request)))
         question = _question(body, prompts, request)
+        if body.max_tokens == 0:
+            answers = Answers(name, llm, question)
+            return JSONResponse(await watched(request, _only_scored(answers, request)))
         answers = await watched(request, begin_answers(request, name, llm, question, stack, "prompt"))
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return EventStream(request, _events(answers, request, usage), openai_failed, stack.pop_all())
         pieces = await watched(request, answers.whole())
-        echoed = await watched(request, _echoed(body, llm, prompts)) if body.echo else None
+        echoed = await watched(request, _echoed(answers, prompts, request)) if body.echo else None
         return JSONResponse(_whole(answers, pieces, request, echoed))
 
 
@@ -92,7 +93,8 @@ def _question(body: CompletionRequest, prompts: list[list[int]], request: Reques
     if body.user is not None:
         caller_of(request).fields["user"] = body.user
     structure, param = structure_of(body, state_of(request))
-    params = sampling_params(body, max_tokens=body.max_tokens, logprobs=body.logprobs, structure=structure)
+    most = 1 if body.max_tokens == 0 else body.max_tokens  # nothing is answered then
+    params = sampling_params(body, max_tokens=most, logprobs=body.logprobs, structure=structure)
     return Question(
         prompts, params, body.n or 1, continues=True, priority=body.priority or 0, cache_salt=body.cache_salt,
         structure_param=param, streamed=bool(body.stream), verdicts=bool(body.guard_verdicts),
@@ -102,29 +104,37 @@ def _question(body: CompletionRequest, prompts: list[list[int]], request: Reques
 Scored = tuple[list[int], tuple[TokenLogprob, ...] | None]
 
 
-async def _echoed(body: CompletionRequest, llm: AsyncLLM, prompts: list[list[int]]) -> list[Scored]:
+async def _echoed(answers: Answers, prompts: list[list[int]], request: Request) -> list[Scored]:
     """The prompts, each with the log-probabilities of its tokens but the first, if asked for."""
-    if body.logprobs is None:
+    asked, top = answers.question, answers.question.params.logprobs
+    if top is None:
         return [(prompt, None) for prompt in prompts]
-    return [(prompt, await llm.score(prompt, top=body.logprobs) if prompt[1:] else ()) for prompt in prompts]
+    salt = caller_of(request).salt(asked.cache_salt)
+
+    async def scores(prompt: list[int]) -> tuple[TokenLogprob, ...]:
+        if not prompt[1:]:
+            return ()
+        return await answers.llm.score(prompt, top=top, priority=asked.priority, cache_salt=salt)
+
+    return [(prompt, await scores(prompt)) for prompt in prompts]
 
 
-async def _only_scored(
-    body: CompletionRequest, name: str, llm: AsyncLLM, prompts: list[list[int]], request: Request
-) -> dict[str, Any]:
+async def _only_scored(answers: Answers, request: Request) -> dict[str, Any]:
     """Nothing is answered: the prompts come back."""
-    echoed = await _echoed(body, llm, prompts)
-    answers = Answers(name, llm, _question(body.model_copy(update={"max_tokens": 1}), prompts, request))
+    asked = answers.question
+    asked.check(answers.llm, state_of(request), "prompt", answer=0)
+    caller_of(request).fields["prompt_tokens"] = sum(map(len, asked.prompts))
+    echoed = await _echoed(answers, asked.prompts, request)
     choices = [
         {
             "index": index,
-            "text": decode(llm.tokenizer, prompt),
+            "text": decode(answers.llm.tokenizer, prompt),
             "logprobs": _logprobs(answers, (), (prompt, scores)),
             "finish_reason": "length",
         }
-        for index, (prompt, scores) in enumerate(e for e in echoed for _ in range(body.n or 1))
+        for index, (prompt, scores) in enumerate(e for e in echoed for _ in range(asked.n))
     ]
-    return {**_head(answers), "choices": choices, "usage": usage_of(answers, [])}
+    return {**_head(answers), "choices": choices, "usage": usage_of(answers, []), **answers.verdicts()}
 
 
 def _whole(

@@ -31,9 +31,10 @@ async def _embedded(body: EmbeddingRequest, request: Request, stack: AsyncExitSt
     name, llm = await use_model(request, body.model, stack)
     prompts = await prompts_of(body.input, llm, request, "input")
     check_places(llm, state_of(request), len(prompts))
+    pooling, salt = body.pooling or "mean", caller_of(request).salt(None)
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(llm.embed(prompt, pooling=body.pooling or "mean")) for prompt in prompts]
+            tasks = [group.create_task(llm.embed(prompt, pooling=pooling, cache_salt=salt)) for prompt in prompts]
     except* CierzoError as errors:
         raise errors.exceptions[0] from None
     vectors = [task.result().numpy() for task in tasks]
