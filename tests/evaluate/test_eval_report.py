@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'ci
 from cierzo.errors import CierzoError
 from cierzo.evaluate.record import read_record, write_record
 from cierzo.evaluate.report import write_report
-from cierzo.evaluate.statistics import mean_and_error, mean_of
+from cierzo.evaluate.statistics import mean_and_error, mean_of, plus_minus, score_and_error
 
 COMMAND = [sys.executable, "-m", "cierzo", "eval"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CIERZO_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -31,7 +31,7 @@ def cierzo(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def result(title: str, group: str, items: list[float], **more: Any) -> dict[str, Any]:
-    mean, error = mean_and_error(items)
+    mean, error = score_and_error(items)
     return {
         "title": title,
         "group": group,
@@ -176,6 +176,78 @@ def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def pages(tmp_path: Path, *records: dict[str, Any]) -> tuple[str, set[str]]:
+    """The text of a report, and its pictures."""
+    paths = [tmp_path / f"{n}.json" for n in range(len(records))]
+    for path, one in zip(paths, records, strict=True):
+        write_record(path, one)
+    files = write_report(paths, tmp_path / "report")
+    return (tmp_path / "report" / "index.html").read_text(), {p.stem for p in files if p.suffix == ".svg"}
+
+
+def test_each_cell_is_marked_by_its_own_note(tmp_path: Path) -> None:
+    full, part = record("q4"), record("q8")
+    full["results"]["piqa"]["of"] = 90
+    part["results"]["mmlu"] |= {"shots": 0, "published_shots": 5}
+    full["results"]["mmlu"] |= {"shots": 5, "published_shots": 5}
+    full["results"]["agieval"] = result("AGI Eval", "aggregated", [1.0, 0.0], shots=[3, 5], published_shots=[3, 5])
+    part["results"]["agieval"] = result("AGI Eval", "aggregated", [1.0, 0.0], shots=0, published_shots=[3, 5])
+    text, _ = pages(tmp_path, full, part)
+    rows = {
+        cells[0]: cells[1:]
+        for row in re.findall(r"<tr>(.*?)</tr>", text)
+        if (cells := re.findall("<td>(.*?)</td>", row))
+    }
+    assert [cell.endswith("*") for cell in rows["PIQA"][2:4]] == [False, True]
+    assert rows["MMLU"][0] == "5-shot, 0-shot"
+    assert [cell.split(" ", 3)[-1] for cell in rows["MMLU"][2:4]] == ["(5-shot)", "(0-shot)"]
+    assert "PIQA: 90 of 1838 items (&lt;b&gt;small&lt;/b&gt; (q8))" in text
+    assert "AGI Eval: 0 examples, published 3 to 5 (" in text
+    assert "QuAC: a fixture;" in text  # of both
+    legend = re.search(r" † ([^<]*)", text)
+    assert legend is not None
+    for words in ("Commonsense reasoning without ", "PIQA: 90 of 1838 items", "QuAC: a fixture"):
+        assert words in legend[1]
+
+
+def test_pictures_compare_what_can_be_compared(tmp_path: Path) -> None:
+    one, other = record("q4"), record("q8")
+    other["results"] = {"piqa": other["results"]["piqa"]}
+    text, found = pages(tmp_path, one, other)
+    assert found == {"scores", "sizes", "cost", "formats"}
+    assert "what all runs have measured: PIQA." in text
+    other["model"]["name"] = "another"
+    (tmp_path / "b").mkdir()
+    assert pages(tmp_path / "b", one, other)[1] == {"scores", "sizes", "cost"}  # as many parameters do not make it one
+    other["results"] = {"boolq": result("BoolQ", "reading_comprehension", [1.0, 0.0])}
+    other["model"]["name"] = one["model"]["name"]
+    (tmp_path / "c").mkdir()
+    assert pages(tmp_path / "c", one, other)[1] == {"scores", "sizes", "formats"}
+    one["results"] = {"piqa": one["results"]["piqa"]}
+    (tmp_path / "d").mkdir()
+    assert pages(tmp_path / "d", one, other)[1] == {"scores", "sizes"}
+    (tmp_path / "e").mkdir()
+    assert pages(tmp_path / "e", one, one)[1] == {"scores", "sizes", "cost"}  # the same format twice
+
+
+def test_texts_of_records_are_no_markup_and_no_formulas(tmp_path: Path) -> None:
+    evil = "<i>$x_$\\frac</i>"
+    odd = record(evil)
+    for place, key in (
+        ("model", "sha256"),
+        ("model", "instruction_set"),
+        ("machine", "commit"),
+        ("machine", "processor"),
+    ):
+        odd[place][key] = evil
+    odd["model"]["name"] = odd["results"]["piqa"]["title"] = odd["results"]["piqa"]["note"] = evil
+    odd["left_out"] = {"quac": evil}
+    odd["results"]["quac"] = result("QuAC", "reading_comprehension", [1.0])
+    text, _ = pages(tmp_path, odd)
+    assert "<i>" not in text
+    assert "100.0 ±" not in text  # of one item
+
+
 def test_records_are_not_overwritten_nor_mistaken(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_record(path, record("q8"))
@@ -194,5 +266,12 @@ def test_records_are_not_overwritten_nor_mistaken(tmp_path: Path) -> None:
 
 def test_errors_of_means() -> None:
     assert mean_and_error([0.0, 1.0, 1.0, 0.0]) == pytest.approx((0.5, (1 / 3 / 4) ** 0.5))
-    assert mean_and_error([0.25]) == (0.25, 0.0)
+    assert mean_and_error([0.25]) == (0.25, None)
+    assert score_and_error([1.0]) == (1.0, None)
+    assert score_and_error([0.0, 1.0, 1.0, 0.0]) == mean_and_error([0.0, 1.0, 1.0, 0.0])
+    for k in (0.0, 1.0):  # of none or all of eight: as if one of ten, or nine
+        assert score_and_error([k] * 8) == pytest.approx((k, (0.1 * 0.9 / 8) ** 0.5))
+    assert score_and_error([0.5, 0.5])[1] == 0.0
+    assert mean_of([(0.5, 0.03), (0.7, None)]) == (0.6, None)
+    assert [plus_minus(1.25), plus_minus(None), plus_minus(None, 1, 4)] == [" ± 1.2", "", " " * 7]
     assert mean_of([(0.5, 0.03), (0.7, 0.04)]) == pytest.approx((0.6, 0.025))

@@ -1,5 +1,9 @@
 """Benchmarks from files: what is asked, and what is refused."""
 
+import bz2
+import gzip
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cierzo[eval]'")
 
 from cierzo.errors import CierzoError
+from cierzo.evaluate.data import read
 from cierzo.evaluate.sandbox import Sandbox
 from cierzo.evaluate.suite import Options, chosen, left_out, spread
 from cierzo.evaluate.tasks import BENCHMARKS, GROUPS, SUITES, best_f1, build, word_f1
@@ -115,10 +120,15 @@ def test_overlap_of_words(answer: str, truth: str, expected: float) -> None:
 def test_what_cannot_be_measured_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(CierzoError, match="--allow-code-execution"):
         build("humaneval", data, None, None)
-    with pytest.raises(CierzoError, match="5 examples in these files, and 6 are asked for"):
+    with pytest.raises(CierzoError, match="5 examples, and 6 are asked for"):
         build("triviaqa", data, 6, None)
     with pytest.raises(CierzoError, match="0 examples"):
         build("piqa", data, 1, None)
+    for name, shots, here in (("gsm8k", 10, 8), ("bbh", 5, 3), ("math", 5, 4)):  # examples of the harness's own
+        with pytest.raises(
+            CierzoError, match=f"{name} has {here} examples, and {shots} are asked for: lower --fewshot"
+        ):
+            build(name, data, shots, None)
     with pytest.raises(CierzoError, match=r"quac .* give --data"):
         build("quac", None, None, None)
     with pytest.raises(CierzoError, match=r"cannot read .*boolq.jsonl: No such file"):
@@ -134,3 +144,80 @@ def test_a_suite_without_files_leaves_out_what_the_hub_has_not() -> None:
     assert list(left_out(SUITES["article"])) == ["quac"]
     assert "only be measured from files" in left_out(SUITES["article"])["quac"]
     assert left_out(SUITES["quick"]) == {}
+
+
+def test_the_hub_has_other_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MBPP's come from ten tasks, and are the same as from files; AGIEval has none, which is told."""
+    import datasets
+
+    mbpp = [
+        {"task_id": n, "text": f"task {n}", "code": f"code {n}", "test_list": ["a", "b", "c"], "test_setup_code": ""}
+        for n in range(1, 12)
+    ]
+    exam = [{"query": "Q", "choices": ["(A)", "(B)"], "gold": [0], "answer": "2"}]
+    hub = {"prompt": mbpp[:10], "test": mbpp[10:]}
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda **asked: datasets.DatasetDict(
+            {split: datasets.Dataset.from_list(items) for split, items in
+             (hub if "mbpp" in asked["path"] else {"test": exam}).items()})
+    )  # fmt: skip
+    [(prompt, _)] = prompts(build("mbpp", None, None, Sandbox()))
+    assert re.findall("code [0-9]+", prompt) == ["code 2", "code 3", "code 4"]
+    with pytest.raises(CierzoError, match="mbpp has 3 examples, and 4"):
+        build("mbpp", None, 4, Sandbox())
+    built = build("agieval", None, None, None)
+    assert {task.config.num_fewshot for task in built.values()} == {0}
+    with pytest.raises(CierzoError, match="agieval has 0 examples, and 3"):
+        build("agieval", None, 3, None)
+
+
+def test_without_a_network_the_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def unreachable(**ignored: Any) -> None:
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        CierzoError, match=r"cannot fetch baber/piqa from the hub: Couldn't reach it; give --data FOLDER"
+    ):
+        build("piqa", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "told"),
+    [
+        ("piqa", "piqa/valid.jsonl", b"", "piqa: its files in .* are not as"),
+        ("boolq", "foundry/boolq.jsonl", b"", "boolq: .* have no items of 'validation'"),
+        ("boolq", "foundry/boolq.jsonl", b'{"question": "?"}\n', "boolq.jsonl: line 1 has no query, gold$"),
+        ("arc_easy", "foundry/arc_easy.jsonl", b"[1]\n", "arc_easy.jsonl: line 1 has no query, choices, gold$"),
+        ("boolq", "foundry/boolq.jsonl", b"\xff\xfe\n", "boolq.jsonl is no UTF-8 text$"),
+        ("gsm8k", "gsm8k/test.jsonl", b"poem\n", "test.jsonl: line 1 is no JSON$"),
+        ("commonsenseqa", "commonsenseqa/dev_rand_split.jsonl", b'{"question": 1, "answerKey": 1}\n', "not as .*"),
+        ("humaneval", "humaneval/HumanEval.jsonl.gz", gzip.compress(b'{"a": 1}' * 99)[:20], "is broken"),
+        ("hellaswag", "hellaswag/hellaswag_val_full.txt.bz2", bz2.compress(b"x" * 999)[:30], "is broken"),
+        ("hellaswag", "hellaswag/hellaswag_val_full.txt.bz2", bz2.compress(b"one line\n"), "not as .* lists"),
+        ("mmlu", "mmlu/test/anatomy_test.csv", b"Q,a,b\n", "mmlu: its files in .* not as .* lists"),
+        ("agieval", "agieval/few_shot_prompts.csv", b"", "agieval: its files in .* not as .* lists"),
+        ("bbh", "bbh/navigate.json", b"{}", "bbh: its files in .* not as .* lists"),
+        ("mbpp", "mbpp/mbpp.jsonl", b"", "mbpp: its files in .* not as .* lists"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_as_they_should_be(
+    data: Path, tmp_path: Path, name: str, file: str, content: bytes, told: str
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    (folder / file).write_bytes(content)
+    with pytest.raises(CierzoError, match=told) as raised:
+        build(name, folder, None, Sandbox() if BENCHMARKS[name].code else None)
+    assert "\n" not in str(raised.value)
+
+
+def test_examples_of_mmlu_with_and_without_a_header(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "mmlu", tmp_path / "mmlu")
+    file = tmp_path / "mmlu" / "dev" / "anatomy_dev.csv"
+    with_header = read("mmlu", BENCHMARKS["mmlu"].read("mmlu_anatomy"), tmp_path)
+    file.write_text("".join(line.replace(",0", ",A") for line in file.read_text().splitlines(keepends=True)[1:]))
+    assert read("mmlu", BENCHMARKS["mmlu"].read("mmlu_anatomy"), tmp_path) == with_header
+    assert len(with_header["dev"]) == 5

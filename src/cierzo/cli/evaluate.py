@@ -172,6 +172,7 @@ def mt_bench(
     from cierzo.evaluate.conversations import judge_model as judged
     from cierzo.evaluate.mtbench import Bench, Endpoint
     from cierzo.evaluate.record import new_record
+    from cierzo.evaluate.statistics import plus_minus
 
     if not judge or not judge_model:
         raise CierzoError("MT-Bench needs a judge: give --judge http://host:port and --judge-model NAME")
@@ -186,12 +187,13 @@ def mt_bench(
     )  # fmt: skip
     result = record["results"]
     if against is None:
-        print(f"MT-Bench {result['score']:.2f} ± {result['stderr']:.2f} of 10, judged by {judge_model}")
+        print(f"MT-Bench {result['score']:.2f}{plus_minus(result['stderr'], 2)} of 10, judged by {judge_model}")
         for name, own in result["categories"].items():
-            print(f"  {name:12} {own['score']:5.2f} ± {own['stderr']:.2f}")
+            print(f"  {name:12} {own['score']:5.2f}{plus_minus(own['stderr'], 2)}")
     else:
+        share = None if result["stderr"] is None else 100 * result["stderr"]
         print(
-            f"win rate {100 * result['win_rate']:.1f} ± {100 * result['stderr']:.1f} %: {result['wins']} won, "
+            f"win rate {100 * result['win_rate']:.1f}{plus_minus(share)} %: {result['wins']} won, "
             f"{result['losses']} lost, {result['ties']} ties ({result['swayed']} by position), judged by {judge_model}"
         )
     print(f"wrote {path}", file=sys.stderr)
@@ -221,6 +223,7 @@ def long_context(
     from cierzo.cli.options import load_llm
     from cierzo.evaluate.longcontext import needle_table, needles, perplexity_by_position, reach, read_texts
     from cierzo.evaluate.record import about_machine, about_model, new_record, write_record
+    from cierzo.evaluate.statistics import plus_minus
 
     new_record(out)
     sizes, places = _numbers(lengths, "--lengths", 1, 10**9), _numbers(depths, "--depths", 0, 1)
@@ -234,7 +237,7 @@ def long_context(
         print(f"{llm.card.window}: nothing farther than {far:,} tokens can reach the end; such cells are in brackets")
     losses = perplexity_by_position(llm, texts, int(max(sizes)), documents) if documents else []
     for row in losses:
-        print(f"tokens {row['first']:6,}-{row['last']:<6,}  loss {row['loss']:.3f} ± {row['stderr']:.3f}")
+        print(f"tokens {row['first']:6,}-{row['last']:<6,}  loss {row['loss']:.3f}{plus_minus(row['stderr'], 3)}")
     write_record(
         out,
         {

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -25,28 +26,44 @@ _SHOTS = 5
 """Items of TriviaQA's file that are examples and are not asked."""
 
 
-def opened(path: Path) -> Iterator[str]:
-    """Lines of a file that may be compressed.
+def opened(path: Path, hint: str = "; docs/evaluation.md says what --data holds") -> Iterator[str]:
+    """Lines of a file that may be compressed. `hint` ends the error that it cannot be opened.
 
     Raises:
-        CierzoError: it is not there.
+        CierzoError: it is not there, broken, or no UTF-8 text.
     """
     kinds: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open}
     try:
         with kinds.get(path.suffix, open)(path, "rt", encoding="utf-8", newline="") as file:
             yield from file
+    except UnicodeDecodeError:
+        raise CierzoError(f"{path} is no UTF-8 text") from None
+    except (EOFError, zlib.error):
+        raise CierzoError(f"{path} is broken or ends too early: fetch it again") from None
     except OSError as error:
-        raise CierzoError(
-            f"cannot read {path}: {error.strerror or error}; docs/evaluation.md says what --data holds"
-        ) from None
+        raise CierzoError(f"cannot read {path}: {error.strerror or error}{hint}") from None
 
 
-def lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(opened(path), 1):
+def lines(path: Path, **options: Any) -> Iterator[Any]:
+    """What stands in each line, as JSON; `options` go to `opened`."""
+    for number, line in enumerate(opened(path, **options), 1):
         try:
             yield json.loads(line)
         except ValueError:
             raise CierzoError(f"{path}: line {number} is no JSON") from None
+
+
+def rows(path: Path, *columns: str) -> Iterator[Item]:
+    """Objects of JSON lines.
+
+    Raises:
+        CierzoError: one of them lacks a column.
+    """
+    for number, item in enumerate(lines(path), 1):
+        missing = [name for name in columns if name not in item] if isinstance(item, dict) else columns
+        if missing:
+            raise CierzoError(f"{path}: line {number} has no {', '.join(missing)}")
+        yield item
 
 
 def _table(path: Path) -> Iterator[list[str]]:
@@ -81,7 +98,7 @@ def hellaswag(data: Path) -> Splits:
 
 def winogrande(data: Path) -> Splits:
     items = []
-    for line in lines(data / "foundry" / "winogrande.jsonl"):
+    for line in rows(data / "foundry" / "winogrande.jsonl", "context_options", "continuation", "gold"):
         first, second = line["context_options"]
         same = next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
         same = first.rfind(" ", 0, same) + 1  # options are whole words
@@ -98,14 +115,14 @@ def winogrande(data: Path) -> Splits:
 
 def piqa(data: Path) -> Splits:
     labels = opened(data / "piqa" / "valid-labels.lst")
-    items = lines(data / "piqa" / "valid.jsonl")
+    items = rows(data / "piqa" / "valid.jsonl", "goal", "sol1", "sol2")
     return {"validation": [item | {"label": int(label)} for item, label in zip(items, labels, strict=True)]}
 
 
 def siqa(data: Path) -> Splits:
     """The file has two of the three answers."""
     items = []
-    for line in lines(data / "foundry" / "siqa.jsonl"):
+    for line in rows(data / "foundry" / "siqa.jsonl", "query", "gold"):
         context, question, *choices = re.split(
             r"\nQuestion: |\nChoices:\nA\. |\nB\. ", line["query"].removeprefix("Context: ").removesuffix("\nAnswer:")
         )
@@ -117,7 +134,7 @@ def openbookqa(data: Path) -> Splits:
     return {
         "test": [
             {"question_stem": i["query"], "choices": _choices(i["choices"]), "answerKey": chr(ord("A") + i["gold"])}
-            for i in lines(data / "foundry" / "openbook_qa.jsonl")
+            for i in rows(data / "foundry" / "openbook_qa.jsonl", "query", "choices", "gold")
         ]
     }
 
@@ -131,7 +148,7 @@ def arc(name: str) -> Reader:
                     "choices": _choices(i["choices"]),
                     "answerKey": chr(ord("A") + i["gold"]),
                 }
-                for i in lines(data / "foundry" / f"{name}.jsonl")
+                for i in rows(data / "foundry" / f"{name}.jsonl", "query", "choices", "gold")
             ]
         }
 
@@ -146,17 +163,15 @@ def commonsenseqa(data: Path) -> Splits:
                 "choices": _choices([choice["text"] for choice in i["question"]["choices"]]),
                 "answerKey": i["answerKey"],
             }
-            for i in lines(data / "commonsenseqa" / "dev_rand_split.jsonl")
+            for i in rows(data / "commonsenseqa" / "dev_rand_split.jsonl", "question", "answerKey")
         ]
     }
 
 
 def naturalquestions(data: Path) -> Splits:
     """Examples come from EfficientQA's development set: the training set is not in the folder."""
-    return {
-        "validation": list(lines(data / "nq_open" / "NQ-open.dev.jsonl")),
-        "examples": list(lines(data / "nq_open" / "NQ-open.efficientqa.dev.1.1.jsonl")),
-    }
+    files = {"validation": "NQ-open.dev.jsonl", "examples": "NQ-open.efficientqa.dev.1.1.jsonl"}
+    return {split: list(rows(data / "nq_open" / file, "question", "answer")) for split, file in files.items()}
 
 
 def triviaqa(data: Path) -> Splits:
@@ -165,14 +180,14 @@ def triviaqa(data: Path) -> Splits:
             "question": i["context"].removeprefix("Question: ").removesuffix("\nAnswer:").removesuffix("?"),
             "answer": {"value": i["answer"], "aliases": [i["answer"], *i["aliases"]]},
         }
-        for i in lines(data / "foundry" / "triviaqa_sm_sub.jsonl")
+        for i in rows(data / "foundry" / "triviaqa_sm_sub.jsonl", "context", "answer", "aliases")
     ]
     return {"validation": items[_SHOTS:], "examples": items[:_SHOTS]}
 
 
 def boolq(data: Path) -> Splits:
     items = []
-    for line in lines(data / "foundry" / "boolq.jsonl"):
+    for line in rows(data / "foundry" / "boolq.jsonl", "query", "gold"):
         passage, _, question = line["query"].removeprefix("Passage: ").rpartition("\nQuestion: ")
         items.append({"passage": passage, "question": question.removesuffix("?"), "label": line["gold"]})
     return {"validation": items}
@@ -200,32 +215,35 @@ def quac(data: Path) -> Splits:
 
 
 def gsm8k(data: Path) -> Splits:
-    return {split: list(lines(data / "gsm8k" / f"{split}.jsonl")) for split in ("train", "test")}
+    return {split: list(rows(data / "gsm8k" / f"{split}.jsonl", "question", "answer")) for split in ("train", "test")}
 
 
 def math(data: Path) -> Splits:
-    return {"test": list(lines(data / "math" / "test.json"))}
+    return {"test": list(rows(data / "math" / "test.json", "problem", "solution", "level", "type"))}
 
 
 def humaneval(data: Path) -> Splits:
-    return {"test": list(lines(data / "humaneval" / "HumanEval.jsonl.gz"))}
+    return {"test": list(rows(data / "humaneval" / "HumanEval.jsonl.gz", "prompt", "test", "entry_point"))}
 
 
 def mbpp(data: Path) -> Splits:
     """Tasks 11 to 510 are the test, and of those before them 2, 3 and 4 the examples of the set's authors."""
-    tasks = {item["task_id"]: item for item in lines(data / "mbpp" / "mbpp.jsonl")}
+    columns = ("task_id", "text", "code", "test_setup_code", "test_list")
+    tasks = {item["task_id"]: item for item in rows(data / "mbpp" / "mbpp.jsonl", *columns)}
     return {"test": [tasks[n] for n in range(11, 511)], "examples": [tasks[n] for n in (2, 3, 4)]}
 
 
 def mmlu(subject: str) -> Reader:
-    """The development files have a header and digits for answers, the test files neither."""
+    """Answers are letters or, in some copies of the development files, digits under a header."""
 
     def item(row: list[str]) -> Item:
         answer = int(row[5]) if row[5].isdigit() else "ABCD".index(row[5])
         return {"question": row[0], "choices": row[1:5], "answer": answer, "subject": subject}
 
     def read(data: Path) -> Splits:
-        examples = list(_table(data / "mmlu" / "dev" / f"{subject}_dev.csv"))[1:]
+        examples = list(_table(data / "mmlu" / "dev" / f"{subject}_dev.csv"))
+        if examples and not re.fullmatch("[A-D0-3]", examples[0][-1]):
+            examples = examples[1:]  # a header
         test = _table(data / "mmlu" / "test" / f"{subject}_test.csv")
         return {"dev": list(map(item, examples)), "test": list(map(item, test))}
 
@@ -260,3 +278,20 @@ def agieval(name: str) -> Reader:
         }
 
     return read
+
+
+def read(name: str, reader: Reader, folder: Path) -> Splits:
+    """The items of a benchmark.
+
+    Raises:
+        CierzoError: files are missing, empty, or not as `docs/evaluation.md` lists them.
+    """
+    try:
+        splits = reader(folder)
+    except (LookupError, TypeError, ValueError, AttributeError, SyntaxError, csv.Error) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CierzoError(f"{name}: its files in {folder} are not as docs/evaluation.md lists them ({what})") from None
+    for split, items in splits.items():
+        if not items:
+            raise CierzoError(f"{name}: its files in {folder} have no items of {split!r}")
+    return splits

@@ -63,9 +63,9 @@ def size_of(points: Sequence[tuple[float, float]], score: float) -> Size:
     return Size(math.exp(min(x, 700.0)), not curve[0][1] <= score <= curve[-1][1])
 
 
-def equivalent(points: Sequence[tuple[float, float]], score: float, error: float) -> Equivalent:
-    """What a score with a standard error is worth on a family's curve."""
-    low, high = (size_of(points, score + sign * _BAND * error) for sign in (-1, 1))
+def equivalent(points: Sequence[tuple[float, float]], score: float, error: float | None) -> Equivalent:
+    """What a score with a standard error is worth on a family's curve; without one the band is the size alone."""
+    low, high = (size_of(points, score + sign * _BAND * (error or 0.0)) for sign in (-1, 1))
     return Equivalent(size_of(points, score), low, high)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from cierzo.engine import SamplingParams
 from cierzo.errors import CierzoError
 from cierzo.evaluate.data import lines, opened
-from cierzo.evaluate.statistics import mean_and_error
+from cierzo.evaluate.statistics import mean_and_error, score_and_error
 from cierzo.llm import LLM
 from cierzo.progress import progress_bar
 
@@ -71,7 +71,7 @@ def needles(
                 asked = [_prompt(llm, ids, length, depth, number) for ids, number in zip(hay, numbers, strict=True)]
                 answers = llm.generate([ids for ids, _ in asked], SamplingParams(temperature=0, max_tokens=_ANSWER))
                 found = [float(number in answer.text) for number, answer in zip(numbers, answers, strict=True)]
-                mean, error = mean_and_error(found)
+                mean, error = score_and_error(found)
                 cells.append(
                     {
                         "length": length, "depth": depth, "distance": asked[0][1], "found": mean, "stderr": error,

@@ -17,7 +17,7 @@ import httpx2
 from cierzo.errors import CierzoError
 from cierzo.evaluate.data import lines
 from cierzo.evaluate.journal import Journal
-from cierzo.evaluate.statistics import mean_and_error
+from cierzo.evaluate.statistics import mean_and_error, score_and_error
 from cierzo.progress import progress_bar
 
 Ask = Callable[[list[dict[str, str]], float], str]
@@ -196,7 +196,7 @@ def _summary(ratings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not rated:
         raise CierzoError("the judge gave no rating at all: choose a judge that follows its prompt")
 
-    def mean(chosen: list[dict[str, Any]]) -> dict[str, float]:
+    def mean(chosen: list[dict[str, Any]]) -> dict[str, Any]:
         value, error = mean_and_error([r["rating"] for r in chosen])
         return {"score": value, "stderr": error, "n": len(chosen)}
 
@@ -245,7 +245,7 @@ def pairwise(
     if not judged:
         raise CierzoError("the judge gave no verdict at all: choose a judge that follows its prompt")
     by_question = [[g["points"] for g in judged if g["question"] == q] for q in sorted({g["question"] for g in judged})]
-    rate, error = mean_and_error([sum(points) / len(points) for points in by_question])
+    rate, error = score_and_error([sum(points) / len(points) for points in by_question])
     return {
         "wins": sum(g["points"] == 1 for g in judged),
         "losses": sum(g["points"] == 0 for g in judged),

@@ -1,5 +1,6 @@
 """The pictures of a report, drawn by matplotlib without a screen."""
 
+import math
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
@@ -10,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cierzo.evaluate import published
-from cierzo.evaluate.compare import Run, note
+from cierzo.evaluate.compare import Run, note, percent, shared, shared_groups
 from cierzo.evaluate.equivalent import GROUPS
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
@@ -19,6 +20,7 @@ _THEIRS = {"Llama 2 7B": "#B5CDE0", "Llama 2 13B": "#6FA3C8", "Mistral 7B": "#00
 _STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "legend.frameon": False,
     "svg.fonttype": "none", "svg.hashsalt": "cierzo", "font.family": ["DejaVu Sans"],
+    "text.parse_math": False,  # names of models are no formulas
 }  # fmt: skip
 
 _MOST_BARS = 8
@@ -31,6 +33,11 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _whisker(error: float | None) -> float:
+    """Half of the 95 % interval; what has no error gets no whisker."""
+    return math.nan if error is None else 1.96 * error
 
 
 def bars(runs: Sequence[Run]) -> Figure:
@@ -57,8 +64,13 @@ def _bars(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
             [names.index(n) + (place - (count - 1) / 2) * width for n in here],
             [100 * run.results[n]["score"] for n in here],
             width, label=run.name, color=_OURS[place % len(_OURS)],
-            yerr=[196 * run.results[n]["stderr"] for n in here], error_kw={"elinewidth": 0.8, "capsize": 1.5},
+            yerr=[_whisker(percent(run.results[n]["stderr"])) for n in here],
+            error_kw={"elinewidth": 0.8, "capsize": 1.5},
         )  # fmt: skip
+        for n in here:
+            if note(run.results[n]):
+                top = 100 * run.results[n]["score"] + 1.96 * (percent(run.results[n]["stderr"]) or 0.0)
+                axes.text(names.index(n) + (place - (count - 1) / 2) * width, top, "*", ha="center", fontsize=8)
     for place, (model, colour) in enumerate(_THEIRS.items(), len(runs)):
         here = [n for n in names if n in article[model]]
         axes.bar(
@@ -66,7 +78,7 @@ def _bars(axes: Axes, runs: Sequence[Run], names: Sequence[str]) -> None:
             width, label=f"{model} (published)", color=colour,
         )  # fmt: skip
     some = [next(run.results[n] for run in runs if n in run.results) for n in names]
-    axes.set_xticks(range(len(names)), [result["title"] + "*" * bool(note(result)) for result in some], fontsize=8)
+    axes.set_xticks(range(len(names)), [result["title"] for result in some], fontsize=8)
 
 
 def sizes(runs: Sequence[Run]) -> Figure:
@@ -110,18 +122,20 @@ def _worth(axes: Axes, run: Run, group: str, colour: str) -> None:
     """A run's point at its own size, and a line to the size that its score is worth: dotted where extrapolated."""
     score, worth = run.groups[group], run.equivalents[group]
     own = run.record["model"]["parameters"] / 1e9
-    axes.errorbar(own, score.score, yerr=1.96 * score.error, fmt="s", color=colour, ms=5, capsize=2, label=run.name)
+    axes.errorbar(own, score.score, yerr=_whisker(score.error), fmt="s", color=colour, ms=5, capsize=2, label=run.name)
     axes.plot([own, worth.size.params_b], [score.score] * 2, ":" if worth.extrapolated else "-", color=colour, lw=1)
-    axes.axvspan(worth.low.params_b, worth.high.params_b, color=colour, alpha=0.13, lw=0)
+    if score.error is not None:
+        axes.axvspan(worth.low.params_b, worth.high.params_b, color=colour, alpha=0.13, lw=0)
 
 
 def plane(runs: Sequence[Run]) -> Figure:
-    """Mean score against what it costs: memory of the weights, and tokens a second of one answer."""
+    """Mean score of what all measured, against what it costs: memory of the weights, tokens a second of one answer."""
+    names = shared(runs)
     figure = _figure(8, 3.4)
     by_memory, by_speed = figure.subplots(1, 2, sharey=True)
     for place, run in enumerate(runs):
-        colour, mean = _OURS[place % len(_OURS)], run.mean
-        error = {"yerr": 1.96 * mean.error, "fmt": "s", "color": colour, "ms": 6, "capsize": 2}
+        colour, mean = _OURS[place % len(_OURS)], run.mean(names)
+        error = {"yerr": _whisker(mean.error), "fmt": "s", "color": colour, "ms": 6, "capsize": 2}
         by_memory.errorbar(run.record["model"]["weight_bytes"] / 2**20, mean.score, label=run.name, **error)
         by_speed.errorbar(run.record["speed"]["decode_tokens_per_second"], mean.score, **error)
     by_memory.set(xlabel="weights in memory (MiB)", ylabel="mean score (%)", xscale="log")
@@ -139,16 +153,16 @@ def plane(runs: Sequence[Run]) -> Figure:
 
 def formats(runs: Sequence[Run]) -> Figure:
     """The same benchmarks by the format of the weights: scores of groups, with 95 % of their sampling error."""
-    groups = [g for g in GROUPS if all(g in run.groups for run in runs)]
+    groups = shared_groups(runs)
     figure = _figure(max(5, 1.6 * len(groups) + 2), 3.2)
     axes = figure.subplots()
     for place, run in enumerate(runs):
         scores = [run.groups[g] for g in groups]
         shift = 0.12 * (place - (len(runs) - 1) / 2)
         axes.errorbar(
-            [n + shift for n in range(len(groups))], [s.score for s in scores], yerr=[1.96 * s.error for s in scores],
-            fmt="o", capsize=3, color=_OURS[place % len(_OURS)],
-            label=f"{run.record['model']['format']}, {run.record['model']['weight_bytes'] / 2**20:,.0f} MiB",
+            [n + shift for n in range(len(groups))], [s.score for s in scores],
+            yerr=[_whisker(s.error) for s in scores], fmt="o", capsize=3, color=_OURS[place % len(_OURS)],
+            label=f"{run.name}, {run.record['model']['weight_bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     axes.set_xticks(range(len(groups)), [GROUPS[g] for g in groups])
     axes.set(ylabel="score (%)", xlim=(-0.6, len(groups) - 0.4))

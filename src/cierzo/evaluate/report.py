@@ -8,10 +8,10 @@ from typing import Any
 
 from cierzo.errors import CierzoError
 from cierzo.evaluate import plots, published
-from cierzo.evaluate.compare import Run, named, note
+from cierzo.evaluate.compare import Run, named, note, percent, shared, shared_groups, shots_of
 from cierzo.evaluate.equivalent import GROUPS, Equivalent, article_rows
 from cierzo.evaluate.record import read_record
-from cierzo.evaluate.statistics import mean_and_error
+from cierzo.evaluate.statistics import mean_and_error, plus_minus
 from cierzo.files import write_whole
 
 _STYLE = """
@@ -61,36 +61,42 @@ def write_report(records: Sequence[Path], out: Path) -> list[Path]:
 
 def _pictures(runs: Sequence[Run]) -> dict[str, plots.Picture]:
     pictures: dict[str, plots.Picture] = {"scores": plots.bars, "sizes": plots.sizes, "cost": plots.plane}
-    models = {run.record["model"]["parameters"] for run in runs}
-    if len(runs) > 1 and len(models) == 1:
+    if not shared(runs):
+        del pictures["cost"]
+    models = {(run.record["model"]["name"], run.record["model"]["parameters"]) for run in runs}
+    formats = {run.record["model"]["format"] for run in runs}
+    if len(models) == 1 and len(formats) > 1 and shared_groups(runs):
         pictures["formats"] = plots.formats
     return pictures
 
 
 _CAPTIONS = {
-    "scores": "Scores by benchmark; whiskers are 95 % of the sampling error. * is not the full set: see the table. "
-    "Published rows are of other items and another pipeline.",
+    "scores": "Scores by benchmark; whiskers are 95 % of the sampling error. * is not the full set, or not the "
+    "published number of examples: see the table. Published rows are of other items and another pipeline.",
     "sizes": "Equivalent model size. Blue: Llama 2's published averages of 7B, 13B, 34B and 70B (another pipeline). A "
     "run's square stands at its own size; its line leads to the size of the Llama 2 that would score the same, dotted "
     "where that lies beyond the published sizes; the band is 95 %.",
-    "cost": "What a score costs: memory of the weights, and speed of one answer as measured at the run's beginning.",
+    "cost": "What a score costs: memory of the weights, and speed of one answer as measured at the run's beginning. "
+    "The mean is over what all runs have measured: {shared}.",
     "formats": "The same model by the format of its weights, group by group; whiskers are 95 % of the sampling error.",
 }
 
 
 def page(runs: Sequence[Run], pictures: dict[str, str]) -> str:
     """The whole page. Pictures are SVG documents, by name."""
-    figures = {
-        name: f"<figure>{_inline(picture, name)}<figcaption>{html.escape(_CAPTIONS[name])}</figcaption></figure>"
-        for name, picture in pictures.items()
-    }
+    figures = {}
+    titles = ", ".join(runs[0].results[name]["title"] for name in shared(runs))
+    for name, picture in pictures.items():
+        caption = html.escape(_CAPTIONS[name].format(shared=titles))
+        figures[name] = f"<figure>{_inline(picture, name)}<figcaption>{caption}</figcaption></figure>"
     title = "Evaluation: " + ", ".join(run.name for run in runs)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         "<h2>Scores</h2>", _scores(runs), _notes(runs), figures["scores"],
         "<h2>Equivalent model size</h2>", _sizes(runs), figures["sizes"], _article(),
-        "<h2>Cost and performance</h2>", figures["cost"],
     ]  # fmt: skip
+    if "cost" in figures:
+        parts += ["<h2>Cost and performance</h2>", figures["cost"]]
     if "formats" in figures:
         parts += ["<h2>Formats of the weights</h2>", _formats(runs), figures["formats"]]
     parts += ["<h2>How it was measured</h2>", _about(runs)]
@@ -120,8 +126,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], marked: frozens
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _percent(score: float, error: float) -> str:
-    return f"{score:.1f} ± {error:.1f}"
+def _percent(score: float, error: float | None) -> str:
+    return f"{score:.1f}{plus_minus(error)}"
 
 
 def _scores(runs: Sequence[Run]) -> str:
@@ -129,13 +135,14 @@ def _scores(runs: Sequence[Run]) -> str:
     article = {model: row for model, row in published.article_scores().items() if model != "Code Llama 7B"}
     rows = []
     for name in names:
-        first = next(run.results[name] for run in runs if name in run.results)
-        shots = first["shots"] if isinstance(first["shots"], list) else [first["shots"]]
-        title = html.escape(first["title"]) + "*" * bool(note(first))
-        row = [title, f"{'-'.join(map(str, shots))}-shot", html.escape(first["metric"])]
-        for run in runs:
-            result = run.results.get(name)
-            row.append(_percent(100 * result["score"], 100 * result["stderr"]) if result else "")
+        found = [run.results.get(name) for run in runs]
+        first = next(result for result in found if result)
+        shots = list(dict.fromkeys(shots_of(result) for result in found if result))
+        row = [html.escape(text) for text in (first["title"], ", ".join(shots), first["metric"])]
+        for result in found:
+            cell = _percent(100 * result["score"], percent(result["stderr"])) if result else ""
+            own = f" ({html.escape(shots_of(result))})" if result and len(shots) > 1 else ""
+            row.append(cell + "*" * bool(result and note(result)) + own)
         rows.append(row + [f"{scores[name]:.1f}" if name in scores else "" for scores in article.values()])
     header = ["", "examples", "metric", *(html.escape(run.name) for run in runs)]
     header += [f"{model}, published" for model in article]
@@ -146,15 +153,25 @@ def _scores(runs: Sequence[Run]) -> str:
 
 
 def _notes(runs: Sequence[Run]) -> str:
-    notes = dict.fromkeys(text for run in runs for result in run.results.values() if (text := note(result)))
+    """What the marked cells are; of which runs, where not all that have the benchmark share it."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for name, result in run.results.items():
+            if text := note(result):
+                of.setdefault((name, text), []).append(run.name)
+    notes = [
+        text if len(names) == sum(name in run.results for run in runs) else f"{text} ({', '.join(names)})"
+        for (name, text), names in of.items()
+    ]
     if not notes:
         return ""
     return f'<p class="note">* {html.escape("; ".join(notes))}.</p>'
 
 
-def _worth(worth: Equivalent) -> str:
+def _worth(worth: Equivalent, error: float | None) -> str:
     mark = " (extrapolated)" if worth.extrapolated else ""
-    return f"{_size(worth.size.params_b)} [{_size(worth.low.params_b)}, {_size(worth.high.params_b)}]{mark}"
+    band = "" if error is None else f" [{_size(worth.low.params_b)}, {_size(worth.high.params_b)}]"
+    return f"{_size(worth.size.params_b)}{band}{mark}"
 
 
 def _size(params_b: float) -> str:
@@ -177,14 +194,16 @@ def _sizes(runs: Sequence[Run]) -> str:
             rows.append(
                 [
                     f"{html.escape(run.name)}: {GROUPS[group]}{'†' if score.missing or score.notes else ''}",
-                    _percent(score.score, score.error), _worth(worth), f"{_times(worth.ratio(own))} &times;",
+                    _percent(score.score, score.error), _worth(worth, score.error),
+                    f"{_times(worth.ratio(own))} &times;",
                 ]
             )  # fmt: skip
     missing = dict.fromkeys(
-        f"{GROUPS[group]} without {', '.join(score.missing)}"
-        for run in runs for group, score in run.groups.items() if score.missing
+        text
+        for run in runs for group, score in run.groups.items()
+        for text in ([f"{GROUPS[group]} without {', '.join(score.missing)}"] if score.missing else []) + [*score.notes]
     )  # fmt: skip
-    dagger = f" † {'; '.join(missing)}." if missing else ""
+    dagger = f" † {html.escape('; '.join(missing))}." if missing else ""
     return _table(["", "score", "Llama 2 of [95 %]", "times its own size"], rows) + (
         f'<p class="note">By the curve of {published.LLAMA2}. "Extrapolated" lies beyond 6.74 B to 68.98 B and says '
         f"little more than smaller or larger.{dagger}</p>"
@@ -236,7 +255,7 @@ def _formats(runs: Sequence[Run]) -> str:
             rows.append(
                 [
                     html.escape(run.name),
-                    f"{100 * mean:+.2f} ± {100 * error:.2f}",
+                    f"{100 * mean:+.2f}{plus_minus(percent(error), 2)}",
                     f"{100 * same / len(pairs):.1f} %",
                     f"{len(pairs):,}",
                 ]
@@ -255,17 +274,18 @@ def _about(runs: Sequence[Run]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         facts: dict[str, Any] = {
             "weights": f"{model['parameters'] / 1e6:,.0f} M parameters in {model['format']}",
-            "sha256": f"<code>{model['sha256']}</code>",
-            "machine": html.escape(f"{machine['processor']}, {machine['cores']} cores"),
+            "sha256": model["sha256"],
+            "machine": f"{machine['processor']}, {machine['cores']} cores",
             "kernels": f"{model['instruction_set']}, {model['threads']} threads",
-            "begin-of-text token": "none" if model["begin_of_text"] is None else str(model["begin_of_text"]),
-            "settings": html.escape(settings),
-            "texts cut at their beginning": str(record["truncated"]),
-            "commit": f"<code>{html.escape(str(machine['commit']))[:13]}</code>",
-            "versions": html.escape(f"cierzo {machine['cierzo']}, Python {machine['python']}, {versions}"),
+            "begin-of-text token": "none" if model["begin_of_text"] is None else model["begin_of_text"],
+            "settings": settings,
+            "left out": "; ".join(record.get("left_out", {}).values()) or "nothing",
+            "texts cut at their beginning": record["truncated"],
+            "commit": str(machine["commit"])[:13],
+            "versions": f"cierzo {machine['cierzo']}, Python {machine['python']}, {versions}",
             "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["time"]["began"])),
             "seconds": f"{record['time']['seconds']:,.0f}",
         }
-        items = "".join(f"<dt><b>{key}</b></dt><dd>{value}</dd>" for key, value in facts.items())
+        items = "".join(f"<dt><b>{key}</b></dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
         rows.append(f"<h3>{html.escape(run.name)}</h3><dl>{items}</dl>")
     return "".join(rows)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cierzo.errors import CierzoError
+from cierzo.evaluate.compare import percent, shots_note, shots_of
 from cierzo.evaluate.sandbox import Sandbox
-from cierzo.evaluate.statistics import mean_and_error
+from cierzo.evaluate.statistics import plus_minus, score_and_error
 from cierzo.evaluate.tasks import BENCHMARKS, ONLY_FROM_FILES, SUITES, build
 
 
@@ -154,10 +155,10 @@ def _result(name: str, tasks: dict[str, Any], found: dict[str, Any], options: Op
             prompts.update(json.dumps(sample["arguments"], sort_keys=True, default=str).encode())
         own = [float(sample[benchmark.metric]) for sample in kept]
         if own:
-            mean, error = mean_and_error(own)
+            mean, error = score_and_error(own)
             by_task[task] = {"score": mean, "stderr": error, "n": len(own)}
         items += own
-    mean, error = mean_and_error(items)
+    mean, error = score_and_error(items)
     shots = sorted({int(task.config.num_fewshot or 0) for task in tasks.values()})
     return {
         "title": benchmark.title,
@@ -183,11 +184,11 @@ def table(results: dict[str, Any]) -> list[str]:
     rows = []
     for result in results.values():
         share = f"{result['n']} of {result['of']}" if result["n"] < result["of"] else str(result["n"])
-        shots = "-".join(str(n) for n in (result["shots"] if isinstance(result["shots"], list) else [result["shots"]]))
         metric = result["metric"] + ("" if result["filter"] == "none" else f" {result['filter']}")
         line = (
-            f"{result['title']:{width}}  {100 * result['score']:5.1f} ± {100 * result['stderr']:4.1f}  "
-            f"{metric}, {shots}-shot, {share} items"
+            f"{result['title']:{width}}  {100 * result['score']:5.1f}{plus_minus(percent(result['stderr']), 1, 4)}  "
+            f"{metric}, {shots_of(result)}, {share} items"
         )
-        rows.append(line + (f"  [{result['note']}]" if result["note"] else ""))
+        notes = [note for note in (result["note"], shots_note(result)) if note]
+        rows.append(line + (f"  [{'; '.join(notes)}]" if notes else ""))
     return rows

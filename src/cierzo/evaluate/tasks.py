@@ -36,7 +36,7 @@ class Benchmark:
 
     Attributes:
         group: of `GROUPS`.
-        shots: examples before each question, as published; None takes all that the set's authors give (three to five).
+        shots: examples before each question, as published; of a range, all that the set's authors give.
         metric: the harness's name of what is reported.
         yamls: the harness's task files, as patterns within its folder of tasks.
         read: from the name of such a file to what reads its data.
@@ -49,7 +49,7 @@ class Benchmark:
 
     title: str
     group: str
-    shots: int | None
+    shots: int | tuple[int, int]
     metric: str
     yamls: tuple[str, ...]
     read: Callable[[str], data.Reader]
@@ -117,6 +117,11 @@ def mbpp_passes(doc: dict[str, Any], results: list[str], *, sandbox: Sandbox) ->
     """Whether the answer passes all of the task's assertions."""
     program = "\n".join([results[0], doc["test_setup_code"], *doc["test_list"]])
     return {"pass@1": int(sandbox.run(program).passed)}
+
+
+def mbpp_examples(docs: Any) -> list[dict[str, Any]]:
+    """Tasks 2, 3 and 4, as the set's authors chose them; the hub's split has ten."""
+    return [doc for doc in docs if doc["task_id"] in (2, 3, 4)]
 
 
 _PASSES: Config = {
@@ -256,7 +261,14 @@ BENCHMARKS = {
         _only(data.mbpp),
         code=True,
         change=_PASSES
-        | {"fewshot_split": "prompt", "fewshot_config": {"sampler": "first_n", "doc_to_target": "{{code}}\n[DONE]"}},
+        | {
+            "fewshot_split": "prompt",
+            "fewshot_config": {
+                "sampler": "first_n",
+                "process_docs": mbpp_examples,
+                "doc_to_target": "{{code}}\n[DONE]",
+            },
+        },
         local={"fewshot_split": "examples"},
     ),
     "mmlu": Benchmark(
@@ -271,7 +283,7 @@ BENCHMARKS = {
     "agieval": Benchmark(
         "AGI Eval",
         "aggregated",
-        None,
+        (3, 5),
         "acc",
         tuple(
             f"agieval/{name}.yaml"
@@ -322,7 +334,7 @@ def build(name: str, folder: Path | None, shots: int | None, sandbox: Sandbox | 
     if folder is None and name in ONLY_FROM_FILES:
         raise CierzoError(f"{name} can only be measured from files: give --data FOLDER")
     root = Path(lm_eval.tasks.__file__).parent
-    files = sorted(file for pattern in benchmark.yamls for file in root.glob(pattern) if file.stem[-1] != "0")
+    files = sorted(file for pattern in benchmark.yamls for file in root.glob(pattern))
     built = [_task(name, benchmark, file, folder, shots, sandbox) for file in files or (None,)]
     return {str(task.task_name): task for task in built}
 
@@ -343,16 +355,24 @@ def _task(
         config["process_results"] = partial(passes, sandbox=sandbox)
     if folder is not None:
         config |= benchmark.local
-        splits = _datasets(benchmark.read(file.stem if file else name)(folder))
+        splits = _datasets(data.read(name, benchmark.read(file.stem if file else name), folder))
         config["custom_dataset"] = lambda **ignored: splits
         config["metadata"] = {"version": (config.get("metadata") or {}).get("version", 0)}
         for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
             if config.get(key) not in splits:
                 config[key] = None
-    _give_examples(name, benchmark, config, shots, folder)
-    task = ConfigurableTask(config=config)
-    if task.config.num_fewshot is None:
-        task.set_config("num_fewshot", 0)
+    if name == "agieval" and config["output_type"] == "multiple_choice":
+        # A question may have several right answers; as an example it shows the first.
+        config["fewshot_config"] = {**(config.get("fewshot_config") or {}), "doc_to_target": "{{gold[0]}}"}
+    config["num_fewshot"] = 0
+    try:
+        task = ConfigurableTask(config=config)
+    except (OSError, ValueError) as error:
+        if folder is not None:
+            raise
+        source = config.get("dataset_path", name)
+        raise CierzoError(f"cannot fetch {source} from the hub: {error}; give --data FOLDER") from None
+    task.set_config("num_fewshot", _wanted(name, benchmark, task, shots))
     task.set_fewshot_seed(1234)
     return task
 
@@ -363,18 +383,15 @@ def _datasets(splits: data.Splits) -> dict[str, Any]:
     return {name: Dataset.from_list(items) for name, items in splits.items()}
 
 
-def _give_examples(name: str, benchmark: Benchmark, config: Config, shots: int | None, folder: Path | None) -> None:
-    """Set how many examples stand before each question."""
-    wanted = benchmark.shots if shots is None else shots
-    examples = config.get("fewshot_config") or {}
-    if folder is not None and "samples" not in examples:
-        splits = config["custom_dataset"]()
-        split = config.get("fewshot_split") or config.get("training_split")
-        here = len(splits[split]) if split else 0
-        wanted = here if wanted is None else wanted
-        if wanted > here:
-            raise CierzoError(f"{name} has {here} examples in these files, and {wanted} are asked for: lower --fewshot")
-    if name == "agieval" and config["output_type"] == "multiple_choice":
-        # A question may have several right answers; as an example it shows the first.
-        config["fewshot_config"] = {**examples, "doc_to_target": "{{gold[0]}}"}
-    config["num_fewshot"] = wanted or 0
+def _wanted(name: str, benchmark: Benchmark, task: Any, shots: int | None) -> int:
+    """How many examples stand before each question."""
+    config = task.config
+    given = (config.fewshot_split, config.training_split, task.fewshot_cfg.samples)
+    # Without any of them the harness would take the questions themselves.
+    here = len(task.sampler.df) if any(source is not None for source in given) else 0
+    wanted = shots
+    if wanted is None:
+        wanted = benchmark.shots if isinstance(benchmark.shots, int) else here
+    if wanted > here:
+        raise CierzoError(f"{name} has {here} examples, and {wanted} are asked for: lower --fewshot")
+    return wanted
