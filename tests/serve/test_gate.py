@@ -176,6 +176,27 @@ def test_bad_bodies_are_told(tiny: Served, body: bytes) -> None:
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "TEXT"}], "max_tokens": 1}),
+        ("/v1/completions", {"prompt": "TEXT", "max_tokens": 1}),
+        ("/v1/embeddings", {"input": "TEXT"}),
+        ("/v1/moderations", {"input": "TEXT"}),
+        ("/tokenize", {"prompt": "TEXT"}),
+        ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "TEXT"}], "max_tokens": 1}),
+    ],
+)
+def test_bodies_are_utf8(tiny: Served, path: str, asked: dict[str, Any]) -> None:
+    plain = json.dumps(asked)
+    assert post(tiny, path, content=plain, headers=JSON).status_code == 200
+    half = plain.encode().replace(b"TEXT", b"\xed\xa0\x80")
+    for body in (half, plain.encode("utf-16"), plain.encode("utf-16-le"), plain.encode("utf-32-be")):
+        response = post(tiny, path, content=body, headers=JSON)
+        assert response.status_code == 400
+        assert "the body is not UTF-8" in response.json()["error"]["message"]
+
+
 def test_huge_bodies(tiny: Served) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(80):

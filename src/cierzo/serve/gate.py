@@ -177,6 +177,7 @@ class Gate:
                 408, f"the body did not arrive within {settings.body_timeout} s", code="body_timeout"
             ) from None
         body = b"".join(parts)
+        _check_utf8(body)
         if _SURROGATE.search(body):
             await asyncio.to_thread(_check_pairs, body)
         whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -201,6 +202,20 @@ class Gate:
             **caller.fields,
         }
         event("request", level=logging.DEBUG if quiet else logging.INFO, **particulars)
+
+
+def _check_utf8(body: bytes) -> None:
+    """Refuse what Python's reader of JSON would take for UTF-16 or UTF-32, and halves of characters that it lets pass.
+
+    Raises:
+        ApiError: it is not UTF-8.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not UTF-8", code="json_invalid") from None
+    if b"\0" in body:
+        raise ApiError(400, "the body is not UTF-8: it has bytes of zero", code="json_invalid")
 
 
 def _check_pairs(body: bytes) -> None:
