@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def test_verdicts_of_both_orders() -> None:
 
 
 @contextmanager
-def endpoint(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, list[Any]]]:
+def endpoint(answers: list[tuple[int, Any]], **headers: str) -> Iterator[tuple[str, list[Any]]]:
     """A server that gives these answers in turn, and what it was sent."""
     seen: list[Any] = []
 
@@ -158,8 +159,10 @@ def endpoint(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, l
                 (self.headers["authorization"], json.loads(self.rfile.read(int(self.headers["content-length"]))))
             )
             status, body = answers[min(len(seen), len(answers)) - 1]
-            data = json.dumps(body).encode()
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -176,7 +179,15 @@ def endpoint(answers: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[str, l
         server.server_close()
 
 
-def test_an_endpoint_is_asked_again_and_counted() -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long was waited, without waiting."""
+    found: list[float] = []
+    monkeypatch.setattr("cierzo.evaluate.mtbench.time.sleep", found.append)
+    return found
+
+
+def test_an_endpoint_is_asked_again_and_counted(pauses: list[float]) -> None:
     good = {"choices": [{"message": {"content": "[[5]]"}}], "usage": {"prompt_tokens": 12, "completion_tokens": 3}}
     with endpoint([(503, {}), (200, good)]) as (url, seen):
         judge = Endpoint(f"{url}/v1", "judge", key="k")
@@ -190,6 +201,71 @@ def test_an_endpoint_is_asked_again_and_counted() -> None:
         assert len(seen) == 1
     with pytest.raises(CierzoError, match="does not answer"):
         Endpoint("http://127.0.0.1:1", "judge")([{"role": "user", "content": "?"}], 0.0)
+
+
+def test_a_busy_judge_is_left_alone_for_a_while(pauses: list[float]) -> None:
+    for headers, expected in (({}, [0, 1, 2, 4, 8]), ({"retry_after": "7"}, [0, 7, 7, 7, 7])):
+        pauses.clear()
+        with endpoint([(429, {})], **headers) as (url, seen):
+            with pytest.raises(CierzoError, match="status 429"):
+                Endpoint(url, "judge")([{"role": "user", "content": "?"}], 0.0)
+            assert len(seen) == 5
+        assert pauses == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{}, [], None, "text", {"choices": []}, {"choices": [{"message": None}]}, b"<html>", b"\xff",
+     {"choices": [{"message": {"content": "[[5]]"}}], "usage": {"prompt_tokens": "many"}}],
+)  # fmt: skip
+def test_what_is_no_answer_is_told(said: Any, pauses: list[float]) -> None:
+    with (
+        endpoint([(200, said)]) as (url, seen),
+        pytest.raises(CierzoError, match="does not answer: no answer in OpenAI's form"),
+    ):
+        Endpoint(url, "judge")([{"role": "user", "content": "?"}], 0.0)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("url", ["judge", "http://", "ftp://host", "http://host:port", "\x00"])
+def test_a_judge_has_an_address(url: str) -> None:
+    with pytest.raises(CierzoError, match="is no address of a judge: give --judge http://host:port"):
+        Endpoint(url, "judge")
+
+
+def test_a_key_that_is_none_is_not_shown() -> None:
+    with pytest.raises(CierzoError, match="CIERZO_JUDGE_KEY has characters") as raised:
+        Endpoint("http://host", "judge", key="sécret")
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("question", '{"question_id": 81, "category": "writing"}', "question.jsonl: line 1 has no turns"),
+        ("question", '{"question_id": 81, "category": "writing", "turns": ["a"]}', "question 81 has not two turns"),
+        (
+            "question",
+            '{"question_id": 9, "category": "math", "turns": ["a", "b"]}',
+            "no reference for question 9, of math",
+        ),
+        ("question", "", "has no questions"),
+        ("judge_prompts", '{"name": "single-v1"}', "line 1 has no system_prompt, prompt_template"),
+        ("reference_answer_gpt-4", '{"question_id": 111, "choices": []}', "not as FastChat publishes it"),
+    ],
+)
+def test_files_that_lack_something(folder: Path, tmp_path: Path, file: str, content: str, told: str) -> None:
+    shutil.copytree(folder / "mt_bench", tmp_path / "mt_bench")
+    (tmp_path / "mt_bench" / f"{file}.jsonl").write_text(content)
+    with pytest.raises(CierzoError, match=told):
+        Bench.read(tmp_path)
+
+
+def test_a_prompt_with_other_fields_is_told(folder: Path, tmp_path: Path) -> None:
+    bench = Bench.read(folder)
+    bench.prompts["single-v1"] = bench.prompts["single-v1"] | {"prompt_template": "{mystery}"}
+    with Journal(tmp_path / "j", {}) as journal, pytest.raises(CierzoError, match="single-v1 asks for 'mystery'"):
+        single(bench, GIVEN, Judge(lambda prompt: "[[5]]"), journal)
 
 
 def test_a_record_that_goes_on_and_a_pair(smollm2: LLM, folder: Path, tmp_path: Path) -> None:
@@ -209,6 +285,8 @@ def test_a_record_that_goes_on_and_a_pair(smollm2: LLM, folder: Path, tmp_path: 
     record = judge_model(smollm2, judge, bench, path, against=None, **settings)
     assert len(judge.prompts) == 2  # two of four were judged before
     assert record["judge"]["prompt_tokens"] == 40
+    assert record["judge"]["price"] == {"prompt": 2.0, "answer": 10.0}
+    assert record["settings"]["judge_max_tokens"] == 2048
     assert record["judge"]["cost"] == pytest.approx((40 * 2 + 8 * 10) / 1e6)
     assert record["results"]["score"] == 6.0
     assert set(read_record(path)["answers"]) == {"81", "111"}

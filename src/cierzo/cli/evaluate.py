@@ -155,7 +155,8 @@ def mt_bench(
         Path | None, typer.Option(help="A record of another model: judge in pairs, in both orders, instead of alone.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions.", min=1)] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, also of the judge.", min=1)] = 1024,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 1024,
+    judge_max_tokens: Annotated[int, typer.Option(help="Longest answer of the judge.", min=1)] = 2048,
     price: Annotated[
         tuple[float, float], typer.Option(help="Of a million tokens that the judge reads, and writes.")
     ] = (0.0, 0.0),
@@ -178,7 +179,7 @@ def mt_bench(
         raise CierzoError("MT-Bench needs a judge: give --judge http://host:port and --judge-model NAME")
     path = out or Path(f"mt-bench-{'pairs' if against else 'alone'}.json")
     new_record(path)
-    endpoint = Endpoint(judge, judge_model, os.environ.get("CIERZO_JUDGE_KEY"), max_tokens)
+    endpoint = Endpoint(judge, judge_model, os.environ.get("CIERZO_JUDGE_KEY"), judge_max_tokens)
     bench = Bench.read(data, limit)
     llm = load_llm(model, dtype=dtype, device=device, chat_template=chat_template)
     record = judged(

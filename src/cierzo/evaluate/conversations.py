@@ -51,7 +51,8 @@ def judge_model(
         return llm.chat(list(messages), params).text
 
     settings = {
-        "judge": judge.model, "judge_url": judge.url, "limit": limit, "max_tokens": max_tokens, "seed": seed,
+        "judge": judge.model, "judge_url": judge.url, "limit": limit, "max_tokens": max_tokens,
+        "judge_max_tokens": judge.max_tokens, "seed": seed,
         "against": None if against is None else {"model": read_record(against)["model"], "sha256": hash_of(against)},
         "asked": bench.hashes, **common_settings(chat_template),
     }  # fmt: skip
@@ -74,6 +75,7 @@ def judge_model(
                 "url": judge.url,
                 "prompt_tokens": read,
                 "answer_tokens": written,
+                "price": {"prompt": price[0], "answer": price[1]},
                 "cost": (read * price[0] + written * price[1]) / 1e6,
             },
             "answers": {str(question): texts for question, texts in given.items()},

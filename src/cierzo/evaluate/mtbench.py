@@ -7,6 +7,7 @@ any server that speaks OpenAI's API.
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import httpx2
 
 from cierzo.errors import CierzoError
-from cierzo.evaluate.data import lines
+from cierzo.evaluate.data import rows
 from cierzo.evaluate.journal import Journal
 from cierzo.evaluate.statistics import mean_and_error, score_and_error
 from cierzo.progress import progress_bar
@@ -29,7 +30,8 @@ _WITH_REFERENCE = ("math", "reasoning", "coding")
 _RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 _RATING_LOOSE = re.compile(r"\[(\d+\.?\d*)\]")
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
-_TRIES = 3
+_TRIES = 5
+"""With pauses between them: what the server asks for, or 1, 2, 4 and 8 seconds."""
 _TIMEOUT = 600.0
 
 
@@ -54,7 +56,16 @@ class Endpoint:
     def __post_init__(self) -> None:
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         base = self.url.rstrip("/").removesuffix("/v1")
-        self._client = httpx2.Client(base_url=base, headers=headers, timeout=_TIMEOUT)
+        try:
+            address = httpx2.URL(base)
+        except httpx2.InvalidURL:
+            address = httpx2.URL("")
+        if address.scheme not in ("http", "https") or not address.host:
+            raise CierzoError(f"{self.url} is no address of a judge: give --judge http://host:port")
+        try:
+            self._client = httpx2.Client(base_url=address, headers=headers, timeout=_TIMEOUT)
+        except ValueError:  # of the header: it says where, and thereby quotes the key
+            raise CierzoError("CIERZO_JUDGE_KEY has characters that no key has") from None
 
     def __call__(self, messages: list[dict[str, str]], temperature: float) -> str:
         """The answer's text.
@@ -63,23 +74,40 @@ class Endpoint:
             CierzoError: the server cannot be reached, or refuses.
         """
         body = {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": self.max_tokens}
-        reason = ""
-        for _ in range(_TRIES):
+        reason, pause = "", 0.0
+        for tried in range(_TRIES):
+            time.sleep(pause)
+            pause = 2.0**tried
             try:
                 response = self._client.post("/v1/chat/completions", json=body)
-                answer = response.json()
-            except (httpx2.HTTPError, ValueError) as error:
+            except httpx2.HTTPError as error:
                 reason = str(error) or type(error).__name__
                 continue
             if response.status_code == 200:
-                usage = answer.get("usage") or {}
-                self.prompt_tokens += int(usage.get("prompt_tokens", 0))
-                self.answer_tokens += int(usage.get("completion_tokens", 0))
-                return str(answer["choices"][0]["message"]["content"] or "")
-            reason = f"status {response.status_code}: {str(answer)[:300]}"
+                text = self._taken(response)
+                if text is not None:
+                    return text
+                reason = f"no answer in OpenAI's form: {response.text[:300]}"
+                break
+            reason = f"status {response.status_code}: {response.text[:300]}"
             if response.status_code < 500 and response.status_code != 429:
                 break
+            asked = response.headers.get("retry-after", "")
+            pause = min(float(asked), _TIMEOUT) if asked.isdecimal() else pause
         raise CierzoError(f"the model {self.model} at {self.url} does not answer: {reason}")
+
+    def _taken(self, response: httpx2.Response) -> str | None:
+        """The text of an answer, its tokens counted; None where there is none."""
+        try:
+            answer = response.json()
+            text = answer["choices"][0]["message"]["content"] or ""
+            usage = answer.get("usage") or {}
+            read, written = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None
+        self.prompt_tokens += read
+        self.answer_tokens += written
+        return str(text)
 
 
 @dataclass(frozen=True)
@@ -103,14 +131,27 @@ class Bench:
         """From `mt_bench/` of a folder of data.
 
         Raises:
-            CierzoError: files are missing.
+            CierzoError: files are missing, or something in them.
         """
         folder = data / "mt_bench"
-        references = {
-            r["question_id"]: r["choices"][0]["turns"] for r in lines(folder / "reference_answer_gpt-4.jsonl")
+        questions = list(rows(folder / "question.jsonl", "question_id", "category", "turns"))[:limit]
+        file = folder / "reference_answer_gpt-4.jsonl"
+        try:
+            references = {r["question_id"]: r["choices"][0]["turns"] for r in rows(file, "question_id", "choices")}
+        except (LookupError, TypeError):
+            raise CierzoError(f"{file} is not as FastChat publishes it: fetch it again") from None
+        prompts = {
+            p["name"]: p for p in rows(folder / "judge_prompts.jsonl", "name", "system_prompt", "prompt_template")
         }
-        prompts = {p["name"]: p for p in lines(folder / "judge_prompts.jsonl")}
-        return cls(list(lines(folder / "question.jsonl"))[:limit], references, prompts)
+        if not questions:
+            raise CierzoError(f"{folder / 'question.jsonl'} has no questions")
+        for question in questions:
+            number = question["question_id"]
+            if not isinstance(question["turns"], list) or len(question["turns"]) < 2:
+                raise CierzoError(f"{folder / 'question.jsonl'}: question {number} has not two turns")
+            if question["category"] in _WITH_REFERENCE and len(references.get(number, ())) < 2:
+                raise CierzoError(f"{file} has no reference for question {number}, of {question['category']}")
+        return cls(questions, references, prompts)
 
 
 def answers(bench: Bench, ask: Ask, journal: Journal, name: str) -> dict[int, list[str]]:
@@ -140,7 +181,10 @@ def _filled(bench: Bench, name: str, about: dict[str, Any], texts: dict[str, str
     reference = bench.references.get(about["question_id"], [])
     known = {f"ref_answer_{n}": text for n, text in enumerate(reference, 1)}
     known |= {f"question_{n}": text for n, text in enumerate(about["turns"], 1)}
-    text = prompt["prompt_template"].format(**known, **texts)
+    try:
+        text = prompt["prompt_template"].format(**known, **texts)
+    except (LookupError, ValueError) as error:
+        raise CierzoError(f"the judge's prompt {name} asks for {error}, which there is not") from None
     return [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": text}]
 
 
