@@ -1,7 +1,9 @@
 """The guard in the server: what is refused, in each language, and what the models are told."""
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -236,6 +238,19 @@ def test_the_served_model_judges_by_its_own_probabilities(server: Served) -> Non
 
     a, b = scored(b"A"), scored(b"B")
     assert given["reflection"] == pytest.approx(b / (a + b), rel=1e-3)
+
+
+def test_a_judge_keeps_no_model_that_is_unloaded() -> None:
+    with served(tiny_engine(tiny_config())) as server:
+        guard = _guard(server, reflection=REFLECTION)
+        _post(server, CHAT, messages=_user("a murky thing"), max_tokens=1)
+        assert guard.reflections
+        assert server.state is not None
+        assert len(server.state.judges) == 1
+        model = weakref.ref(server.llm)
+    del server.llm
+    gc.collect()
+    assert model() is None
 
 
 def test_a_full_context_leaves_the_first_stage(server: Served) -> None:

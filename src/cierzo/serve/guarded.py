@@ -1,5 +1,6 @@
 """Where the guard stands in a request: its prompt, the judgement of what is asked and of what is answered."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -141,7 +142,9 @@ class GuardedRequest:
 
         async def ask(answer: Sequence[int]) -> Opinion:
             self.guard.reflections += 1
-            judge = judges.get(self.llm) or judges.setdefault(self.llm, Judge(self.llm, reflection))
+            judge = judges.get(self.llm)
+            if judge is None:  # it must not keep a model that is unloaded
+                judge = judges[self.llm] = Judge(weakref.proxy(self.llm), reflection)
             return await judge.opinion([*prompt, *answer], chat=self.chat, cache_salt=self.cache_salt)
 
         return ask

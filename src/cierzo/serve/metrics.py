@@ -82,7 +82,9 @@ def _add(family: HistogramMetricFamily, model: str, histogram: Histogram) -> Non
 
 def _finished(loaded: dict[str, AsyncLLM]) -> Metric:
     family = CounterMetricFamily(
-        "vllm:request_success", "Answers that ended, by reason.", labels=["model_name", "finished_reason"]
+        "vllm:request_success",
+        "Answers that ended, by reason; the guard's questions to a model count too.",
+        labels=["model_name", "finished_reason"],
     )
     for model, llm in loaded.items():
         for reason, count in list(llm.metrics.finished.items()):  # the engine goes on meanwhile
