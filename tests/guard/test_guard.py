@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cierzo.engine import Delta, Usage
+from cierzo.engine import Delta, TokenLogprob, ToolCallDelta, Usage
 from cierzo.errors import CierzoError
 from cierzo.guard import Guard, Verdict
 from cierzo.guard.audit import Audit
@@ -195,6 +195,39 @@ def test_the_model_is_asked_once_about_a_span_of_its_answer() -> None:
     assert not watch.refused
     assert len(judge.asked) == 1
     assert len(shown) == 61
+
+
+def test_words_of_a_call_are_whole_however_they_come() -> None:
+    watch = OutputWatch(_guard(), n_prompt=3, whole=True)
+    calls = [ToolCallDelta(0, "1", "say"), *(ToolCallDelta(0, arguments=part) for part in ('{"a": "you vi', 'le on"}'))]
+
+    async def run() -> None:
+        for call in calls:
+            await watch.push(Delta("", tool_calls=(call,)))
+        await watch.push(Delta("", finish_reason="stop"))
+
+    asyncio.run(run())
+    assert watch.refused
+    named = OutputWatch(_guard(), n_prompt=3, whole=True)
+    last = Delta("well", tool_calls=(ToolCallDelta(0, "1", "vile", "{}"),), finish_reason="stop")
+    assert asyncio.run(named.push(last))[-1].finish_reason == "content_filter"
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "error"])
+def test_what_nobody_judged_is_not_shown_when_an_answer_breaks_off(reason: Any) -> None:
+    watch = OutputWatch(_guard(hold=40), n_prompt=3)
+    scored = (TokenLogprob(7, -1.0, ()),)
+
+    async def run() -> list[Delta]:
+        shown = await watch.push(Delta("a good beginning of many words, ", (1,)))
+        for piece in ("and ", "a ", "vile "):
+            shown += await watch.push(Delta(piece, (2,), scored))
+        call = ToolCallDelta(0, "1", "say", "vile")
+        return shown + await watch.push(Delta("thing", (3,), scored, reason, tool_calls=(call,), error="broken"))
+
+    *shown, last = asyncio.run(run())
+    assert [d.text for d in shown] == ["a good beginning of many words, "]
+    assert last == Delta("", (3,), (), reason, error="broken")
 
 
 def test_a_cancelled_answer_ends_without_being_judged() -> None:

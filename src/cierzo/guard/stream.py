@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cierzo.engine import Delta, Usage
@@ -43,14 +44,18 @@ class OutputWatch:
     async def push(self, piece: Delta) -> list[Delta]:
         """A further piece; returns those that may be shown now."""
         policy = self._guard.policy
-        said = piece.text + "".join((call.name or "") + " " + call.arguments for call in piece.tool_calls)
+        # Only a name is a word of its own: arguments come in pieces of words.
+        said = piece.text + "".join(
+            (f" {call.name} " if call.name else "") + call.arguments for call in piece.tool_calls
+        )
         self._seen += len(said)
         self._ids += piece.token_ids
         self._recent = (self._recent + said)[-max(SPAN, 2 * policy.hold) :]
         self._waiting.append((self._seen, piece))
         last = piece.finish_reason is not None
         if piece.finish_reason in ("cancelled", "error"):
-            return self._released(last)
+            self._waiting.pop()  # nobody judges any more what waits, so nobody sees it
+            return [*self._released(False), replace(piece, text="", tool_calls=(), logprobs=())]
         unjudged = self._seen - self._judged
         if unjudged and (last or self._due(unjudged, said)):
             await self._judge()
