@@ -3,12 +3,16 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from cierzo import LLM
+from cierzo.cli.evaluate import evaluate
 from cierzo.errors import CierzoError
-from cierzo.evaluate.longcontext import needle_table, needles, perplexity_by_position, reach, read_texts
+from cierzo.evaluate.journal import Journal
+from cierzo.evaluate.longcontext import check, needle_table, needles, perplexity_by_position, reach, read_texts
 
 TEXT = "The keeper walked along the shore and counted the gulls, and the wind went with him all the way home. " * 60
 
@@ -56,8 +60,14 @@ def test_texts_are_read(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "b.txt") == ["two\nlines"]
     with pytest.raises(CierzoError, match="has no texts"):
         read_texts(tmp_path / "c.txt")
-    with pytest.raises(CierzoError, match="cannot read"):
+    with pytest.raises(CierzoError, match=r"cannot read .*d.txt: No such file or directory: --text takes JSON lines"):
         read_texts(tmp_path / "d.txt")
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(CierzoError, match=r"e\.txt is no UTF-8 text"):
+        read_texts(tmp_path / "e.txt")
+    (tmp_path / "f.jsonl.gz").write_bytes((tmp_path / "a.jsonl.gz").read_bytes()[:-12])
+    with pytest.raises(CierzoError, match=r"f\.jsonl\.gz is broken or ends too early"):
+        read_texts(tmp_path / "f.jsonl.gz")
 
 
 def test_too_short_a_text_or_prompt_is_told(smollm2: LLM) -> None:
@@ -67,6 +77,60 @@ def test_too_short_a_text_or_prompt_is_told(smollm2: LLM) -> None:
         needles(smollm2, [TEXT], [20], [0.5], 1, 0)
     with pytest.raises(CierzoError, match="no text has 5000 tokens"):
         perplexity_by_position(smollm2, [TEXT], 5000, 1)
+
+
+def test_all_lengths_are_looked_at_before_the_first_is_asked(smollm2: LLM) -> None:
+    assert smollm2.max_seq_len is not None
+    check(smollm2, ["short", TEXT], [160, 320])
+    for lengths, told in (
+        ([160, 20], "a prompt of 20 tokens has no room"),
+        (
+            [160, smollm2.max_seq_len - 11],
+            f"answer of 12 pass the model's limit of {smollm2.max_seq_len}: lower --lengths",
+        ),
+        ([160, 5000], "no text has 5000 tokens"),
+    ):
+        with pytest.raises(CierzoError, match=told):
+            check(smollm2, [TEXT], lengths)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_run_that_was_killed_goes_on(smollm2: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(journal: Journal | None) -> tuple[list[Any], list[Any]]:
+        cells = needles(smollm2, [TEXT], [96, 128], [0.0, 1.0], 2, 3, journal)
+        return cells, perplexity_by_position(smollm2, [TEXT, TEXT[7:]], 65, 2, bins=4, journal=journal)
+
+    whole = run(None)
+    asked = []
+    for work, left, kept in (("generate", 3, 3), ("score", 1, 5), ("score", 9, 6)):
+        with Journal(tmp_path / "j", {}) as journal, monkeypatch.context() as patch:
+            own = getattr(smollm2, work)
+
+            def dying(*arguments: Any, left: list[int] = [left], own: Any = own, **named: Any) -> Any:  # noqa: B006
+                asked.append(own.__name__)
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return own(*arguments, **named)
+
+            patch.setattr(smollm2, work, dying)
+            if kept < 6:
+                with pytest.raises(Killed):
+                    run(journal)
+            else:
+                assert run(journal) == whole
+            assert len(journal.answers) == kept
+    assert asked == ["generate"] * 4 + ["score"] * 3
+
+
+def test_lengths_are_whole_numbers(tmp_path: Path) -> None:
+    for option, value, kind in (("--lengths", "512.5", "whole numbers"), ("--depths", "2", "numbers")):
+        told = CliRunner().invoke(evaluate, ["long-context", option, value, "--out", str(tmp_path / "o.json")])
+        assert isinstance(told.exception, CierzoError)
+        assert f"{option} is a list of {kind} from" in str(told.exception)
 
 
 @pytest.mark.parametrize("window", [-1])

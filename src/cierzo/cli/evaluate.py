@@ -216,51 +216,74 @@ def long_context(
         int | None, typer.Option(help="Another window than the model's own, in tokens; 0 for none.", min=0)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of texts and needles.", min=0)] = 0,
-    out: Annotated[Path, typer.Option(help="The record.")] = Path("long-context.json"),
+    out: Annotated[Path, typer.Option(help="The record; a run that was stopped goes on by the same name.")] = Path(
+        "long-context.json"
+    ),
     dtype: Dtype = "auto",
     device: Device = "auto",
 ) -> None:
     """Find needles over length and depth, and take perplexity by position; with and without a window."""
     from cierzo.cli.options import load_llm
-    from cierzo.evaluate.longcontext import needle_table, needles, perplexity_by_position, reach, read_texts
-    from cierzo.evaluate.record import about_machine, about_model, new_record, write_record
+    from cierzo.evaluate.journal import Journal
+    from cierzo.evaluate.longcontext import check, needle_table, needles, perplexity_by_position, reach, read_texts
+    from cierzo.evaluate.record import (
+        about_machine,
+        about_model,
+        common_settings,
+        hash_of,
+        lasting,
+        new_record,
+        write_record,
+    )
     from cierzo.evaluate.statistics import plus_minus
 
     new_record(out)
-    sizes, places = _numbers(lengths, "--lengths", 1, 10**9), _numbers(depths, "--depths", 0, 1)
+    sizes = [int(size) for size in _numbers(lengths, "--lengths", 1, 10**9, whole=True)]
+    places = _numbers(depths, "--depths", 0, 1)
     texts = read_texts(text)
     llm = load_llm(model, dtype=dtype, device=device, sliding_window=sliding_window)
+    check(llm, texts, sizes)
+    about = about_model(llm)
+    settings = {
+        "lengths": sizes, "depths": places, "trials": trials, "documents": documents, "seed": seed,
+        "sliding_window": sliding_window, "text": hash_of(text), **common_settings(None),
+    }  # fmt: skip
     began = time.time()
-    cells = needles(llm, texts, [int(size) for size in sizes], places, trials, seed)
-    far = reach(llm)
-    print("\n".join(needle_table(cells, far)))
-    if far is not None:
-        print(f"{llm.card.window}: nothing farther than {far:,} tokens can reach the end; such cells are in brackets")
-    losses = perplexity_by_position(llm, texts, int(max(sizes)), documents) if documents else []
-    for row in losses:
-        print(f"tokens {row['first']:6,}-{row['last']:<6,}  loss {row['loss']:.3f}{plus_minus(row['stderr'], 3)}")
-    write_record(
-        out,
-        {
-            "kind": "long-context",
-            "settings": {
-                "lengths": sizes, "depths": places, "trials": trials, "documents": documents, "seed": seed,
-                "sliding_window": sliding_window,
+    with Journal(out.with_name(f"{out.name}.partial"), {**settings, "model": lasting(about)}) as journal:
+        kept = len(journal.answers)
+        if kept:
+            print(f"going on after {kept} cells of {journal.path}", file=sys.stderr)
+        cells = needles(llm, texts, sizes, places, trials, seed, journal)
+        far = reach(llm)
+        print("\n".join(needle_table(cells, far)))
+        if far is not None:
+            print(
+                f"{llm.card.window}: nothing farther than {far:,} tokens can reach the end; such cells are in brackets"
+            )
+        losses = perplexity_by_position(llm, texts, max(sizes), documents, journal=journal) if documents else []
+        for row in losses:
+            print(f"tokens {row['first']:6,}-{row['last']:<6,}  loss {row['loss']:.3f}{plus_minus(row['stderr'], 3)}")
+        write_record(
+            out,
+            {
+                "kind": "long-context",
+                "settings": settings,
+                "model": about,
+                "machine": about_machine(),
+                "time": {"began": began, "seconds": time.time() - began, "cells_kept": kept},
+                "results": {"needles": cells, "reach": far, "loss_by_position": losses},
             },
-            "model": about_model(llm),
-            "machine": about_machine(),
-            "time": {"began": began, "seconds": time.time() - began},
-            "results": {"needles": cells, "reach": far, "loss_by_position": losses},
-        },
-    )  # fmt: skip
+        )
+        journal.delete()
     print(f"wrote {out}", file=sys.stderr)
 
 
-def _numbers(text: str, option: str, least: float, most: float) -> list[float]:
+def _numbers(text: str, option: str, least: float, most: float, *, whole: bool = False) -> list[float]:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = [(int if whole else float)(part) for part in text.split(",")]
     except ValueError:
         numbers = []
     if not numbers or not all(least <= number <= most for number in numbers):
-        raise CierzoError(f"{option} is a list of numbers from {least:g} to {most:g}, with commas, not {text!r}")
+        kind = "whole numbers" if whole else "numbers"
+        raise CierzoError(f"{option} is a list of {kind} from {least:g} to {most:g}, with commas, not {text!r}")
     return numbers

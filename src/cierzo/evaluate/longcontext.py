@@ -14,13 +14,16 @@ from typing import Any
 from cierzo.engine import SamplingParams
 from cierzo.errors import CierzoError
 from cierzo.evaluate.data import lines, opened
+from cierzo.evaluate.journal import Journal
 from cierzo.evaluate.statistics import mean_and_error, score_and_error
 from cierzo.llm import LLM
 from cierzo.progress import progress_bar
 
 _NEEDLE = " The secret number of the lighthouse is {}."
 _QUESTION = "\n\nQuestion: What is the secret number of the lighthouse?\nAnswer: The secret number of the lighthouse is"
+_HINT = ": --text takes JSON lines with a text each, or a plain text"
 _DIGITS = 5
+_TOO_SHORT = "no text has {} tokens: give longer ones, or lower --lengths"
 _ANSWER = 12  # tokens: five digits, each perhaps one, and a space
 
 
@@ -31,9 +34,9 @@ def read_texts(path: Path) -> list[str]:
         CierzoError: it cannot be read, or has none.
     """
     if ".jsonl" in path.suffixes:
-        texts = [str(item["text"]) for item in lines(path) if isinstance(item, dict) and item.get("text")]
+        texts = [str(item["text"]) for item in lines(path, hint=_HINT) if isinstance(item, dict) and item.get("text")]
     else:
-        texts = ["".join(opened(path))]
+        texts = ["".join(opened(path, hint=_HINT))]
     if not any(texts):
         raise CierzoError(f"{path} has no texts: give JSON lines with a text each, or a plain text")
     return texts
@@ -45,8 +48,32 @@ def reach(llm: LLM) -> int | None:
     return None if not all(windows) else sum(w.reach - 1 for w in windows if w is not None)
 
 
+def check(llm: LLM, texts: Sequence[str], lengths: Sequence[int]) -> None:
+    """Whether all lengths can be measured, before the first is.
+
+    Raises:
+        CierzoError: one has no room for the needle, passes the model's limit, or is longer than every text.
+    """
+    for length in sorted(lengths):
+        _prompt(llm, [], length, 0.0, "0" * _DIGITS)
+        if llm.max_seq_len is not None and length + _ANSWER > llm.max_seq_len:
+            raise CierzoError(
+                f"a prompt of {length} tokens and an answer of {_ANSWER} pass the model's limit of {llm.max_seq_len}: "
+                "lower --lengths"
+            )
+    longest = max(lengths)
+    if not any(len(llm.tokenizer.encode(text[: 8 * longest])) >= longest for text in texts):
+        raise CierzoError(_TOO_SHORT.format(longest))
+
+
 def needles(
-    llm: LLM, texts: Sequence[str], lengths: Sequence[int], depths: Sequence[float], trials: int, seed: int
+    llm: LLM,
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    trials: int,
+    seed: int,
+    journal: Journal | None = None,
 ) -> list[dict[str, Any]]:
     """Ask for needles of every length and depth.
 
@@ -54,20 +81,29 @@ def needles(
         lengths: of whole prompts, in tokens.
         depths: where the needle stands, from 0 (the beginning) to 1 (the end).
         trials: other texts and numbers for each of them.
+        journal: keeps each cell, so that a run that was killed goes on.
 
     Returns:
         For each length and depth: `found` (0..1) and its `stderr`, and `distance` from needle to the prompt's end in
         tokens.
     """
-    draw = random.Random(seed)
+    known = {} if journal is None else journal.answers
     cells: list[dict[str, Any]] = []
     with progress_bar("needles", unit="prompts") as report:
         total = len(lengths) * len(depths)
         for length in lengths:
-            hay = [_hay(llm, texts, length, draw) for _ in range(trials)]
+            # Each length and each cell draws from its own, so that those that are there already change nothing.
+            draw = random.Random(f"{seed} {length}")
+            hay: list[list[int]] = []
             for depth in depths:
                 report(len(cells), total)
-                numbers = [str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in range(trials)]
+                key = f"needle {length} {depth}"
+                if key in known:
+                    cells.append(known[key])
+                    continue
+                hay = hay or [_hay(llm, texts, length, draw) for _ in range(trials)]
+                draw_number = random.Random(f"{seed} {length} {depth}")
+                numbers = [str(draw_number.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in range(trials)]
                 asked = [_prompt(llm, ids, length, depth, number) for ids, number in zip(hay, numbers, strict=True)]
                 answers = llm.generate([ids for ids, _ in asked], SamplingParams(temperature=0, max_tokens=_ANSWER))
                 found = [float(number in answer.text) for number, answer in zip(numbers, answers, strict=True)]
@@ -78,6 +114,8 @@ def needles(
                         "trials": trials,
                     }
                 )  # fmt: skip
+                if journal is not None:
+                    journal.add(key, cells[-1])
     return cells
 
 
@@ -91,7 +129,7 @@ def _hay(llm: LLM, texts: Sequence[str], length: int, draw: random.Random) -> li
         ids = llm.tokenizer.encode(text[start : start + needed])
         if len(ids) >= length:
             return ids[:length]
-    raise CierzoError(f"no text has {length} tokens: give longer ones, or lower --lengths")
+    raise CierzoError(_TOO_SHORT.format(length))
 
 
 def _prompt(llm: LLM, hay: list[int], length: int, depth: float, number: str) -> tuple[list[int], int]:
@@ -107,7 +145,7 @@ def _prompt(llm: LLM, hay: list[int], length: int, depth: float, number: str) ->
 
 
 def perplexity_by_position(
-    llm: LLM, texts: Sequence[str], length: int, documents: int, bins: int = 16
+    llm: LLM, texts: Sequence[str], length: int, documents: int, bins: int = 16, journal: Journal | None = None
 ) -> list[dict[str, Any]]:
     """Mean log-probability lost a token (nats), by how much stood before it.
 
@@ -121,16 +159,26 @@ def perplexity_by_position(
         if len(ids) >= length and len(chosen) < documents:
             chosen.append(ids[:length])
     if not chosen:
-        raise CierzoError(f"no text has {length} tokens: give longer ones, or lower --lengths")
+        raise CierzoError(_TOO_SHORT.format(length))
+    bins = min(bins, length - 1)
+    edges = [round((length - 1) * n / bins) for n in range(bins + 1)]
+    known = {} if journal is None else journal.answers
     losses: list[list[float]] = []
+    """Of each document, by bin."""
     with progress_bar("reading", unit="texts") as report:
         for ids in chosen:
             report(len(losses), len(chosen))
-            losses.append([-token.logprob for token in llm.score(ids)[0]])
-    edges = [round((length - 1) * n / bins) for n in range(bins + 1)]
+            key = f"losses {len(losses)}"
+            if key in known:
+                losses.append(known[key])
+                continue
+            each = [-token.logprob for token in llm.score(ids)[0]]
+            losses.append([sum(each[first:last]) / (last - first) for first, last in pairwise(edges)])
+            if journal is not None:
+                journal.add(key, losses[-1])
     rows = []
-    for first, last in pairwise(edges):
-        mean, error = mean_and_error([sum(loss[first:last]) / (last - first) for loss in losses])
+    for (first, last), own in zip(pairwise(edges), zip(*losses, strict=True), strict=True):
+        mean, error = mean_and_error(own)
         rows.append({"first": first + 1, "last": last, "loss": mean, "stderr": error, "documents": len(losses)})
     return rows
 
