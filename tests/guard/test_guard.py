@@ -15,6 +15,7 @@ from cierzo.errors import CierzoError
 from cierzo.guard import Guard, Verdict
 from cierzo.guard.audit import Audit
 from cierzo.guard.guard import texts_of, with_guardrail
+from cierzo.guard.known import Known
 from cierzo.guard.stream import OutputWatch
 from support.guards import REFLECTION, ScriptedJudge, WordClassifier, policy
 
@@ -115,11 +116,43 @@ def test_turns_are_judged_together_and_old_answers_are_not() -> None:
         {"role": "assistant", "content": "old answer"},
         {"role": "user", "content": [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]},
     ]
-    assert texts_of(messages, 6) == ["second", "be brief first second"]
-    assert texts_of(messages, 1) == ["second", "be brief second"]
+    assert texts_of(messages, 6) == ["be brief", "first", "second", "be brief first second"]
+    assert texts_of(messages, 1) == ["be brief", "first", "second", "be brief second"]
     tool = [*messages, {"role": "assistant", "tool_calls": []}, {"role": "tool", "content": "result"}]
-    assert texts_of(tool, 6)[0] == "result"
-    assert texts_of([*messages, {"role": "assistant", "content": "invented"}], 6)[1] == "invented"
+    assert texts_of(tool, 6)[3] == "result"
+    assert texts_of([*messages, {"role": "assistant", "content": "invented"}], 6)[3] == "invented"
+    assert texts_of([*messages, messages[1], messages[1]], 1)[:3] == ["be brief", "first", "second"]
+
+
+def test_a_conversation_that_grows_costs_its_new_texts_only() -> None:
+    judged: list[str] = []
+
+    class Counting(WordClassifier):
+        def scores(self, text: str) -> dict[str, float]:
+            judged.append(text)
+            return super().scores(text)
+
+    guard = Guard(policy(), classifier=Counting())
+
+    def judge(texts: list[str], salt: str | None) -> Verdict:
+        return asyncio.run(guard.judge(texts, "input", salt=salt))
+
+    assert judge(["a vile text", "fine"], "ann").action == "refuse"
+    assert judge(["fine", "a vile text", "new", "new"], "ann").action == "refuse"
+    assert judged == ["a vile text", "fine", "new"]
+    judge(["fine"], "bob")
+    assert judged[3:] == ["fine"], "bob could find out by the clock what ann has asked"
+    judge(["fine"], None)
+    judge(["fine"], None)
+    assert judged[4:] == ["fine", "fine"]
+
+
+def test_of_known_texts_the_longest_unused_goes() -> None:
+    known = Known(most=2)
+    known.keep({b"a": {}, b"b": {}})
+    assert set(known.find([b"a", b"c"])) == {b"a"}
+    known.keep({b"c": {}})
+    assert set(known.find([b"a", b"b", b"c"])) == {b"a", b"c"}
 
 
 def test_the_guardrail_stands_before_the_users_system_text() -> None:

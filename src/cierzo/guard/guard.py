@@ -13,6 +13,7 @@ from cierzo.errors import CierzoError
 from cierzo.guard.audit import Audit
 from cierzo.guard.classifier import ANY, CATEGORIES, Classifier, shipped
 from cierzo.guard.judge import Ask
+from cierzo.guard.known import Known, Scores, name_of
 from cierzo.guard.policy import ACTIONS, Action, Category, Mode, Policy, Stage
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Guard:
     ) -> None:  # fmt: skip
         self.policy = policy if isinstance(policy, Policy) else Policy.load(policy)
         self.mode: Mode = mode or self.policy.mode
-        self._classifier, self._audit = classifier or shipped(), audit
+        self._classifier, self._audit, self._known = classifier or shipped(), audit, Known()
         self.verdicts: Counter[tuple[Stage, Action]] = Counter()
         self.errors = self.reflections = 0
         self.seconds = 0.0
@@ -93,11 +94,11 @@ class Guard:
 
     def check(self, text: str, stage: Stage = "input") -> Verdict:
         """Judge a text by the first stage alone."""
-        return self._verdict(stage, self._scores([text]), None, None)
+        return self._verdict(stage, self._classifier.scores(text), None, None)
 
     async def judge(
         self, texts: Sequence[str], stage: Stage, *, ask: Ask | None = None, answer: Sequence[int] = (),
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None, salt: str | None = None,
     ) -> Verdict:  # fmt: skip
         """Judge texts together: the worst of them counts.
 
@@ -106,10 +107,12 @@ class Guard:
         Args:
             ask: asks the model, with the token ids of its `answer` so far.
             about: further fields of the log.
+            salt: keep the scores, for texts that come again with the same salt.
         """
         began = time.perf_counter()
         try:
-            verdict = await self._judged(texts, stage, ask, answer) if self.policy.judged(stage) else Verdict()
+            judged = bool(self.policy.judged(stage))
+            verdict = await self._judged(texts, stage, ask, answer, salt) if judged else Verdict()
         except Exception as error:
             self.errors += 1
             would: Action = "refuse" if self.policy.on_error == "refuse" else "log"
@@ -121,11 +124,19 @@ class Guard:
             self._audit.write("\n".join(texts), **(about or {}), **fields, **verdict.shown())
         return verdict
 
-    async def _judged(self, texts: Sequence[str], stage: Stage, ask: Ask | None, answer: Sequence[int]) -> Verdict:
-        if sum(map(len, texts)) > _AT_ONCE:
-            scores = await asyncio.to_thread(self._scores, texts)
+    async def _judged(
+        self, texts: Sequence[str], stage: Stage, ask: Ask | None, answer: Sequence[int], salt: str | None
+    ) -> Verdict:
+        by_name = {name_of(text, salt or ""): text for text in texts}
+        found = {} if salt is None else self._known.find(by_name)
+        new = {name: text for name, text in by_name.items() if name not in found}
+        if sum(map(len, new.values())) > _AT_ONCE:
+            scored = await asyncio.to_thread(self._scored, new)
         else:
-            scores = self._scores(texts)
+            scored = self._scored(new)
+        if salt is not None:
+            self._known.keep(scored)
+        scores = _worst([*found.values(), *scored.values()])
         opinion = error = None
         if ask is not None and any(self._unsure(c, scores[name]) for name, c in self.policy.judged(stage).items()):
             try:
@@ -138,19 +149,15 @@ class Guard:
                 error = _told(failed)
         return self._verdict(stage, scores, opinion, error)
 
-    def _scores(self, texts: Sequence[str]) -> dict[str, float]:
-        found = dict.fromkeys((*CATEGORIES, ANY), 0.0)
-        for text in texts:
-            for name, score in self._classifier.scores(text).items():
-                found[name] = max(found[name], score)
-        return found
+    def _scored(self, texts: Mapping[bytes, str]) -> dict[bytes, Scores]:
+        return {name: self._classifier.scores(text) for name, text in texts.items()}
 
     def _unsure(self, category: Category, score: float) -> bool:
         """Whether the model is to decide."""
         reflection = self.policy.reflection
         return reflection is not None and reflection.asks * category.threshold <= score < reflection.sure
 
-    def _verdict(self, stage: Stage, scores: dict[str, float], opinion: float | None, error: str | None) -> Verdict:
+    def _verdict(self, stage: Stage, scores: Scores, opinion: float | None, error: str | None) -> Verdict:
         reflection = self.policy.reflection
         flagged: dict[str, Action] = {}
         for name, category in self.policy.judged(stage).items():
@@ -164,11 +171,16 @@ class Guard:
         return self._made(would, scores, tuple(flagged), opinion, error)
 
     def _made(
-        self, would: Action, scores: dict[str, float], flagged: tuple[str, ...], opinion: float | None,
+        self, would: Action, scores: Scores, flagged: tuple[str, ...], opinion: float | None,
         error: str | None,
     ) -> Verdict:  # fmt: skip
         action = would if self.enforces or would == "allow" else "log"
         return Verdict(action, would, scores, flagged, opinion, error)
+
+
+def _worst(each: Sequence[Scores]) -> Scores:
+    """The highest score of each category."""
+    return {name: max((one[name] for one in each), default=0.0) for name in (*CATEGORIES, ANY)}
 
 
 def _told(error: Exception) -> str:
@@ -176,16 +188,16 @@ def _told(error: Exception) -> str:
 
 
 def texts_of(messages: Sequence[Message], turns: int) -> list[str]:
-    """What is judged of a conversation: every message since the model's last answer, and the last turns as one text.
+    """What is judged of a conversation: every message but the model's, the last one, and the last turns as one text.
 
     The model's own answers were judged when they were given; those that a client invents can only be judged as the last
-    message. Results of tools are the users' text as far as a guard is concerned.
+    message. That the others were judged before is only the client's word, so all are. Results of tools are the users'
+    text as far as a guard is concerned.
     """
-    own = [number for number, m in enumerate(messages[:-1]) if m["role"] == "assistant"]
-    newest = [_text(m) for m in messages[(own[-1] + 1 if own else 0) :]]
+    single = [_text(m) for m in [*(m for m in messages[:-1] if m["role"] != "assistant"), *messages[-1:]]]
     recent = [m for n, m in enumerate(messages) if m["role"] == "system" or n >= len(messages) - turns]
     together = " ".join(_text(m) for m in recent if m["role"] != "assistant")
-    return [text for text in dict.fromkeys([*newest, together]) if text.strip()]
+    return [text for text in dict.fromkeys([*single, together]) if text.strip()]
 
 
 def _text(message: Message) -> str:

@@ -109,7 +109,9 @@ class GuardedRequest:
     async def judge(self, prompt: list[int], texts: Sequence[str] | None) -> Verdict:
         """What is asked, before the answer begins; `texts` of a conversation, or the prompt's own."""
         judged = texts if texts is not None else [decode(self.llm.tokenizer, prompt)]
-        verdict = await self.guard.judge(judged, "input", ask=self._ask(prompt), about=self._about())
+        verdict = await self.guard.judge(
+            judged, "input", ask=self._ask(prompt), about=self._about(), salt=self.cache_salt
+        )
         self._input.append(verdict)
         self._tell("guard_input", verdict)
         return verdict
