@@ -22,11 +22,22 @@ def write_whole(path: Path, data: bytes | str, *, over: bool = True) -> None:
             if over:
                 os.replace(part, path)
             else:
-                os.link(part, path)  # unlike a rename, refuses what has come there meanwhile
+                _put_new(part, path)
     except FileExistsError:
         raise CierzoError(f"{path} is there already and is not written over: choose another name") from None
     except OSError as error:
         raise CierzoError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _put_new(part: Path, path: Path) -> None:
+    """Give a file its name, unless there is one by now: a rename would put it over that."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a filesystem without hard links: the name is taken first, and the rename is over our own file
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(part, path)
 
 
 def read_own(path: Path, key: str, value: object, otherwise: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Our engine as a model of the harness: the scores of `transformers`, and runs that go on."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lm_eval.api.instance import Instance
 
 from cierzo import LLM, tokenizer_files
 from cierzo.errors import CierzoError
+from cierzo.evaluate.__main__ import main
 from cierzo.evaluate.journal import Journal
 from cierzo.evaluate.lm import CierzoLM
 from cierzo.evaluate.record import about_model, common_settings, lasting
@@ -221,3 +223,15 @@ def test_a_template_of_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     assert found[0] != found[1]
     assert common_settings("chatml")["chat_template"] == "chatml"
     assert common_settings(None)["version"]
+
+
+def test_the_harness_s_own_command_tells_mistakes_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lm_eval() -> None:
+        raise CierzoError("there is no model 'x'")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lm_eval)
+    with pytest.raises(SystemExit, match=r"^error: there is no model 'x'$"):
+        main()
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    with pytest.raises(SystemExit, match=r"^error: this needs lm_eval.__main__: pip install 'cierzo\[eval\]'$"):
+        main()

@@ -12,13 +12,18 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'cierzo[eval]'")
 
+from cierzo.cli.evaluate import evaluate
 from cierzo.errors import CierzoError
+from cierzo.evaluate.lm import BLOCK_SIZE
 from cierzo.evaluate.record import read_record, write_record
 from cierzo.evaluate.report import write_report
 from cierzo.evaluate.statistics import mean_and_error, mean_of, plus_minus, score_and_error
+from cierzo.evaluate.tasks import SUITES
+from cierzo.files import write_whole
 
 COMMAND = [sys.executable, "-m", "cierzo", "eval"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CIERZO_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -115,6 +120,38 @@ def test_programs_are_not_run_unasked(data: Path) -> None:
     assert refused.returncode == 1
     assert "humaneval run programs that the model writes: allow it with --allow-code-execution" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_what_is_refused_is_refused_before_a_model_is_loaded(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suite without files leaves QuAC out and says so; asked for by its name it is refused."""
+    loaded: list[dict[str, Any]] = []
+
+    def load(model: str | None, **options: Any) -> None:
+        loaded.append(options)
+        raise CierzoError("loaded")
+
+    monkeypatch.setattr(sys.modules["cierzo.cli.options"], "load_llm", load)
+
+    def said(*arguments: str) -> tuple[str, str]:
+        done = CliRunner().invoke(evaluate, ["run", *arguments])
+        assert isinstance(done.exception, CierzoError), done.exception
+        return str(done.exception), done.stderr
+
+    assert "quac can only be measured from files" in said("--tasks", "quac")[0]
+    assert "gsm8k has 8 examples, and 9" in said("--tasks", "gsm8k", "--data", str(data), "--fewshot", "9")[0]
+    (tmp_path / "run.json").touch()
+    assert "never overwritten" in said("--tasks", "boolq", "--data", str(data), "--out", str(tmp_path / "run.json"))[0]
+    assert not loaded
+    assert said("--tasks", "boolq", "--data", str(data), "--out", str(tmp_path / "other.json")) == ("loaded", "")
+    assert loaded[0]["block_size"] == BLOCK_SIZE
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr("cierzo.evaluate.suite.build_all", lambda options, **more: asked.append(options.benchmarks))
+    assert said("--allow-code-execution") == (
+        "loaded", "QuAC is left out: it can only be measured from files (--data)\n",
+    )  # fmt: skip
+    assert asked == [tuple(name for name in SUITES["article"] if name != "quac")]
 
 
 @pytest.mark.heavy
@@ -262,6 +299,19 @@ def test_records_are_not_overwritten_nor_mistaken(tmp_path: Path) -> None:
     write_report([path], tmp_path / "out")
     with pytest.raises(CierzoError, match="choose another --out"):
         write_report([path], tmp_path / "out")
+
+
+def test_records_on_filesystems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*ignored: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    path = tmp_path / "a.json"
+    write_whole(path, "one", over=False)
+    with pytest.raises(CierzoError, match="is there already"):
+        write_whole(path, "two", over=False)
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_errors_of_means() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 ARTICLE = "arXiv:2310.06825, Table 2"
 LLAMA2 = "arXiv:2307.09288, Table 3 (another pipeline)"
-CARD = "model card of Mistral 7B v0.1"
 
 _GROUP_OF = {
     "commonsense_reasoning": ("hellaswag", "winogrande", "piqa", "arc_easy", "arc_challenge"),
