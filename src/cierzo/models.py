@@ -22,6 +22,14 @@ class UnknownModelError(CierzoError):
     """A name that nobody configured."""
 
 
+class ModelUnavailableError(CierzoError):
+    """A model that cannot be used now; the message says why, with paths and sizes that are not a client's to know."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(why)
+        self.name = name
+
+
 @dataclass
 class Entry:
     """One model and who uses it.
@@ -77,7 +85,8 @@ class Models:
 
         Raises:
             UnknownModelError: no such name.
-            CierzoError: it cannot be loaded, there is no memory for it (with the arithmetic), or `close` was called.
+            ModelUnavailableError: it cannot be loaded, there is no memory for it (with the arithmetic), or `close` was
+                called.
         """
         entry = self.entries.get(name or self.default)
         if entry is None:
@@ -86,9 +95,12 @@ class Models:
         try:
             while entry.llm is None:
                 if self._closed:
-                    raise CierzoError("the models are shutting down")
+                    raise ModelUnavailableError(entry.name, "the models are shutting down")
                 # A task of its own: loading cannot be stopped, so who leaves must not let another one begin beside it.
-                await asyncio.shield(entry.work or self._begin(entry, self._load(entry)))
+                try:
+                    await asyncio.shield(entry.work or self._begin(entry, self._load(entry)))
+                except (CierzoError, OSError, MemoryError) as error:
+                    raise ModelUnavailableError(entry.name, str(error) or type(error).__name__) from error
             yield entry.llm
         finally:
             entry.users -= 1

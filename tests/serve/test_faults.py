@@ -5,11 +5,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cierzo.errors import CierzoError
+from cierzo.models import Entry
 from support.models import tiny_config, tiny_engine
 from support.server import Served, served, until
 
@@ -170,6 +173,36 @@ def test_a_stopped_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "no more" not in failed.text  # what it was is the log's to say
         assert httpx.get(f"{server.url}/health").status_code == 503
         assert httpx.get(f"{server.url}/ready").json() == {"status": "failed"}
+
+
+def test_a_model_that_cannot_be_loaded_is_told_without_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with served(tiny_engine(tiny_config()), log_level="info") as server, caplog.at_level("INFO", "cierzo.serve"):
+        assert server.state is not None
+        server.state.models.entries["lost"] = Entry("lost", tmp_path / "secret.gguf")
+        asked = {**ASKED, "model": "lost"}
+        refused = post(server, asked)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "model_unavailable"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "'lost'" in refused.text
+        assert str(tmp_path) not in refused.text
+        other = post(server, {"model": "lost", "messages": asked["messages"], "max_tokens": 1}, "/v1/messages")
+        assert (other.status_code, other.json()["error"]["type"]) == (503, "overloaded_error")
+        (tmp_path / "secret.gguf").write_bytes(b"GGUF")
+
+        async def full(*_: Any) -> None:
+            raise CierzoError("no memory for lost: its weights take 9.0 GiB")
+
+        monkeypatch.setattr(server.state.models, "_load", full)
+        refused = post(server, asked)
+        assert refused.status_code == 503
+        assert "GiB" not in refused.text
+        assert post(server, ASKED).status_code == 200
+    reasons = [vars(r)["fields"].get("reason", "") for r in caplog.records if r.getMessage() == "request"]
+    assert "secret.gguf" in reasons[0]
+    assert "9.0 GiB" in reasons[2]
 
 
 def test_health_answers_while_the_engine_works(tiny: Served) -> None:

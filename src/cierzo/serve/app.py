@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from cierzo.errors import CierzoError
+from cierzo.models import ModelUnavailableError
 from cierzo.serve import chat, completions, embeddings, messages, moderations, page_api, system, tokens
 from cierzo.serve.errors import ApiError, api_error
 from cierzo.serve.gate import Gate
@@ -53,6 +54,8 @@ async def _tell(request: Request, error: Exception) -> Response:
     told = api_error(error, error.body if isinstance(error, RequestValidationError) else None)
     caller = caller_of(request)
     caller.fields["error"] = told.code or told.message
+    if isinstance(error, ModelUnavailableError):
+        caller.fields["reason"] = str(error)  # a client is not told
     if told.status == 500:
         event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
     headers = getattr(error, "headers", None) if isinstance(error, HTTPException) else None

@@ -8,11 +8,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from cierzo.errors import CierzoError, EngineError, QueueFullError
-from cierzo.models import UnknownModelError
+from cierzo.models import ModelUnavailableError, UnknownModelError
 
 ANTHROPIC = "/v1/messages"
 """Paths that begin so speak Anthropic's language."""
 
+_LOAD_AGAIN = 10
+"""Seconds after which a model that could not be loaded may be asked for again."""
 _FORM = "the answer's form "
 
 _OPENAI_TYPES = {
@@ -70,6 +72,11 @@ def api_error(error: BaseException, request_body: Any = None) -> ApiError:
         return _invalid(error, request_body)
     if isinstance(error, UnknownModelError):
         return ApiError(404, str(error), param="model", code="model_not_found")
+    if isinstance(error, ModelUnavailableError):
+        return ApiError(
+            503, f"the model {error.name!r} cannot be used now: try again later, or use another", param="model",
+            code="model_unavailable", retry_after=_LOAD_AGAIN,
+        )  # fmt: skip
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="queue_full", retry_after=1)
     if isinstance(error, EngineError):
