@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from cierzo.serve.auth import Key
+from cierzo.serve.messages import openai_messages
+from cierzo.serve.schemas import anthropic
 from support.scripted import ScriptedServer, scripted
 from support.server import Process, Served, mistral_engine, served
 
@@ -31,6 +33,49 @@ def test_a_continued_answer_is_what_it_would_have_been(smollm: Process) -> None:
     messages = [_QUESTION, {"role": "assistant", "content": parts}]
     answer = _chat(smollm.url, messages, continue_final_message=True).json()
     assert begun + answer["choices"][0]["message"]["content"] == whole
+
+
+def test_anthropics_last_message_of_the_assistant_goes_on(smollm: Process) -> None:
+    def asked(*messages: dict[str, Any], path: str = "/v1/messages", **more: Any) -> Any:
+        body = {"model": "smollm", "messages": [*messages], **more}
+        answer = httpx.post(smollm.url + path, json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    best: dict[str, Any] = {"max_tokens": 40, "temperature": 0}
+    whole = asked(_QUESTION, **best)["content"][0]["text"]
+    begun = {"role": "assistant", "content": "The capital"}
+    answer = asked(_QUESTION, begun, **best)
+    assert "The capital" + answer["content"][0]["text"] == whole
+    usage = answer["usage"]
+    counted = asked(_QUESTION, begun, path="/v1/messages/count_tokens")["input_tokens"]
+    assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+
+def test_what_anthropics_api_cannot_continue_is_refused(tiny: Served) -> None:
+    begun: dict[str, Any] = {"role": "assistant", "content": "Well"}
+    use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+    called = {"role": "assistant", "content": [{"type": "text", "text": "Well"}, use]}
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [(called, {}), (begun, {"output_config": form})]
+    for last, more in cases:
+        body = {"model": "tiny", "messages": [_QUESTION, last], "max_tokens": 4, **more}
+        told = httpx.post(f"{tiny.url}/v1/messages", json=body, timeout=60)
+        assert told.status_code == 400, told.text
+        assert told.json()["error"]["message"].startswith("messages: ")
+
+
+def test_errors_of_tools_and_of_stop_sequences_in_anthropics_words(tiny: Served) -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "no such city"}
+    for is_error, text in ((True, "Error: no such city"), (False, "no such city")):
+        turn = {"role": "user", "content": [{**result, "is_error": is_error}]}
+        request = anthropic.CountRequest.model_validate({"model": "tiny", "messages": [turn]})
+        assert openai_messages(request) == [{"role": "tool", "tool_call_id": "a", "content": text}]
+    body = {"model": "tiny", "messages": [_QUESTION], "max_tokens": 4}
+    for stops in (["x" * 257], ["x"] * 17):
+        told = httpx.post(f"{tiny.url}/v1/messages", json={**body, "stop_sequences": stops}, timeout=60)
+        assert told.status_code == 400
+        assert told.json()["error"]["message"].startswith("stop_sequences: ")
 
 
 def test_what_cannot_be_continued_is_refused(tiny: Served) -> None:

@@ -1,10 +1,13 @@
 """Clients that leave, do not read, or come all at once; a server that must stop."""
 
+import asyncio
 import json
 import socket
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +136,22 @@ def test_an_answer_has_its_time() -> None:
         assert last.startswith("event: error\n")
         assert json.loads(last.split("data: ")[1])["error"]["type"] == "timeout_error"
         assert server.until_idle()
+
+
+def test_counting_tokens_has_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(tiny_engine(tiny_config()), request_timeout=0.3) as server:
+        assert server.state is not None
+
+        @asynccontextmanager
+        async def slow(name: str | None = None) -> AsyncIterator[None]:
+            await asyncio.sleep(3)
+            yield
+
+        monkeypatch.setattr(server.state.models, "use", slow)
+        asked = {"model": "tiny", "messages": LONG["messages"]}
+        assert post(server, asked, "/v1/messages/count_tokens").status_code == 504
+        assert post(server, {"prompt": "a"}, "/tokenize").status_code == 504
+        assert post(server, {"tokens": [65]}, "/detokenize").status_code == 504
 
 
 def test_a_drained_server_ends_its_answers() -> None:

@@ -29,7 +29,7 @@ class Question:
     Attributes:
         prompts: token ids of each; `n` answers to every one.
         continues, tools: see `Engine.prepare`.
-        structure_param: the part of the request that a form of the answer comes from.
+        structure_param, stop_param: the parts of the request that a form of the answer and stop texts come from.
         texts: what the guard judges of a conversation; of other prompts, their own text.
         with_guardrail: gives the prompt again with the guard's system text.
         streamed: pieces are shown as they come.
@@ -44,6 +44,7 @@ class Question:
     priority: int = 0
     cache_salt: str | None = None
     structure_param: str | None = None
+    stop_param: str = "stop"
     texts: list[str] | None = None
     with_guardrail: Callable[[], Awaitable[list[int]]] | None = None
     streamed: bool = False
@@ -63,10 +64,10 @@ class Question:
         answer = params.max_tokens or 1 if answer is None else answer
         check_count("n", self.n, settings.max_n, "max_n")
         check_count(param, len(self.prompts), settings.max_prompts, "max_prompts")
-        check_count("stop", len(params.stop), settings.max_stop, "max_stop")
+        check_count(self.stop_param, len(params.stop), settings.max_stop, "max_stop")
         if any(len(text) > _LONGEST_STOP for text in params.stop):
             raise ApiError(
-                400, f"a stop text has at most {_LONGEST_STOP} characters", param="stop", code="stop_too_long"
+                400, f"a stop text has at most {_LONGEST_STOP} characters", param=self.stop_param, code="stop_too_long"
             )
         if self.priority < settings.min_priority:
             raise ApiError(

@@ -46,11 +46,18 @@ async def messages(body: schema.MessagesRequest, request: Request) -> Response:
 @router.post("/v1/messages/count_tokens", responses={"default": {"model": schema.ErrorAnswer}})
 async def count_tokens(body: schema.CountRequest, request: Request) -> schema.TokenCount:
     """How long the prompt of a conversation is."""
+    return await watched(request, _counted(body, request))
+
+
+async def _counted(body: schema.CountRequest, request: Request) -> schema.TokenCount:
+    state = state_of(request)
     async with AsyncExitStack() as stack:
         _, llm = await use_model(request, body.model, stack)
-        tools, _ = tools_of(_tool_request(body), llm, state_of(request))
-        guardrail = guardrail_of(state_of(request), None)
-        return schema.TokenCount(input_tokens=len(await encoded_chat(llm, openai_messages(body), tools, guardrail)))
+        tools, forced = tools_of(_tool_request(body), llm, state)
+        plain = openai_messages(body)
+        continued = _continued(plain, forced or _structure(body, state))
+        ids = await encoded_chat(llm, plain, tools, guardrail_of(state, None), continued=continued)
+        return schema.TokenCount(input_tokens=len(ids))
 
 
 def anthropic_failed(error: ApiError) -> bytes:
@@ -73,15 +80,38 @@ async def _begin(body: schema.MessagesRequest, request: Request, stack: AsyncExi
         **given, max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), structure=forced or structure
     )
     plain = openai_messages(body)
-    prompt = await encoded_chat(llm, plain, tools, guardrail_of(state, None))
+    continued = _continued(plain, forced or structure)
+    prompt = await encoded_chat(llm, plain, tools, guardrail_of(state, None), continued=continued)
     question = Question(
-        [prompt], params, tools=bool(tools), structure_param="tools" if forced else "output_config",
-        **judged_chat(state, llm, plain, tools), streamed=bool(body.stream), verdicts=bool(body.guard_verdicts),
+        [prompt], params, continues=continued, tools=bool(tools), stop_param="stop_sequences",
+        structure_param="tools" if forced else "output_config",
+        **judged_chat(state, llm, plain, tools, continued=continued), streamed=bool(body.stream),
+        verdicts=bool(body.guard_verdicts),
     )  # fmt: skip
     return await begin_answers(request, name, llm, question, stack, "messages")
 
 
-def _structure(body: schema.MessagesRequest, state: State) -> Structure | None:
+def _continued(plain: list[dict[str, Any]], form: Structure | None) -> bool:
+    """Whether the answer goes on in the last message, as Anthropic's does when that is the assistant's.
+
+    Raises:
+        ApiError: it calls tools, or the answer must have a form, which would begin anew.
+    """
+    if plain[-1]["role"] != "assistant":
+        return False
+    if "tool_calls" in plain[-1]:
+        raise ApiError(
+            400, "the last message calls a tool: give its result after it", param="messages", code="invalid_messages"
+        )
+    if form is not None:
+        raise ApiError(
+            400, "an answer that must have a form cannot go on in the assistant's last message: leave out either",
+            param="messages", code="invalid_messages",
+        )  # fmt: skip
+    return True
+
+
+def _structure(body: schema.CountRequest, state: State) -> Structure | None:
     """The form that the answer must have."""
     if body.output_config is None or body.output_config.format is None:
         return None
@@ -105,7 +135,11 @@ def openai_messages(body: schema.CountRequest) -> list[dict[str, Any]]:
             if isinstance(b, schema.ToolUseBlock)
         ]
         results = [
-            {"role": "tool", "tool_call_id": b.tool_use_id, "content": _text(b.content)}
+            {
+                "role": "tool",
+                "tool_call_id": b.tool_use_id,
+                "content": ("Error: " if b.is_error else "") + _text(b.content),
+            }
             for b in turn.content
             if isinstance(b, schema.ToolResultBlock)
         ]

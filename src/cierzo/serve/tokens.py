@@ -4,7 +4,7 @@ from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request
 
-from cierzo.serve.answers import use_model
+from cierzo.serve.answers import use_model, watched
 from cierzo.serve.asked import plain_messages, plain_tools
 from cierzo.serve.errors import ApiError
 from cierzo.serve.schemas.openai import DetokenizeRequest, TokenizeRequest
@@ -19,6 +19,10 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Tokenized:
     """Token ids of a text, or of a conversation by the model's template."""
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give either prompt or messages", param="prompt", code="invalid_value")
+    return await watched(request, _tokenized(body, request))
+
+
+async def _tokenized(body: TokenizeRequest, request: Request) -> Tokenized:
     async with AsyncExitStack() as stack:
         _, llm = await use_model(request, body.model, stack)
         if body.messages is not None:
@@ -40,6 +44,10 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Tokenized:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, request: Request) -> Detokenized:
     """The text of token ids; control tokens have none."""
+    return await watched(request, _detokenized(body, request))
+
+
+async def _detokenized(body: DetokenizeRequest, request: Request) -> Detokenized:
     async with AsyncExitStack() as stack:
         _, llm = await use_model(request, body.model, stack)
         if any(token >= llm.config.vocab_size for token in body.tokens):
