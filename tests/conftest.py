@@ -37,5 +37,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_collectionfinish(config: pytest.Config, items: Iterable[pytest.Item]) -> list[str]:
     """Name the tests that `make test` leaves to `.ci/run`."""
     chosen = {item.nodeid for item in items}
-    left = [name for name in config.stash[_left] if name not in chosen]
+    left = [name for name in config.stash.get(_left, []) if name not in chosen]
     return [f"left to .ci/run ({len(left)}):", *(f"  {name}" for name in left)] if left else []

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from cierzo.cli import app
 from cierzo.errors import CierzoError
 from cierzo.model import PRESETS, ModelConfig
+from cierzo.weights import quantize_model
 from cierzo.weights.fit import cache_bytes
 from support.checkpoints import huggingface_model, random_weights
 from support.web import Web, serve
@@ -91,8 +92,16 @@ def test_fit_says_what_a_model_takes(folder: Path) -> None:
     assert "2 layers of 32" in out
     assert "q4t: weights" in out
     assert "tokens/s" in out
-    with pytest.raises(CierzoError, match="--context must be at least 1"):
-        run("fit", str(folder), "--context", "0")
+    for wrong in ("0", "1000000000000"):
+        with pytest.raises(CierzoError, match="--context must be from 1 to the model's"):
+            run("fit", str(folder), "--context", wrong)
+
+
+def test_fit_of_a_model_in_few_bits_is_of_it_as_it_is(folder: Path, tmp_path: Path) -> None:
+    quantize_model(folder, tmp_path / "packed", format="q4")
+    out, _ = run("fit", str(tmp_path / "packed"), "--context", "32")
+    assert "as it is: weights" in out
+    assert "q4t" not in out
 
 
 def test_the_cache_is_bounded_by_the_window() -> None:

@@ -51,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path.startswith("/api/models/"):
+        if self.path.partition("?")[0] in self.web.files and self.path.startswith("/api/"):
+            self.answer(200, self.web.content(self.path.partition("?")[0]))
+        elif self.path.startswith("/api/models/"):
             self.model_info(self.path.removeprefix("/api/models/").partition("?")[0])
         elif self.path not in self.web.files:
             self.answer(404, b"")

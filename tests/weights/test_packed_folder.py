@@ -1,6 +1,8 @@
 """Our own packed format: written whole or not at all, read back as it was, and not trusted."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedMatrix, quantize
 from cierzo.weights import load_model, open_source, quantize_model
-from cierzo.weights.packing import FILE
+from cierzo.weights.export import export_huggingface
+from cierzo.weights.packing import FILE, PackedWriter
 from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
 
 CONFIG = ModelConfig(
@@ -178,3 +181,63 @@ def test_a_cut_file_is_refused(tmp_path: Path, original: Path) -> None:
         (out / FILE).write_bytes(data[:length])
         with pytest.raises(WeightsError, match="not a whole safetensors file"):
             load_model(out, packed=True)
+
+
+def stopped_after(tensors: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> None:
+    """The work, stopped as by Ctrl-C."""
+    write = PackedWriter.write
+    calls = 0
+
+    def stops(self: PackedWriter, name: str, data: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > tensors:
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedWriter, "write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
+def test_work_goes_on_only_with_the_same_model(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same shape, perhaps: base and instruct."""
+    out = tmp_path / "packed"
+    other = write_consolidated(tmp_path / "tiny-base", CONFIG, {n: 2 * t for n, t in random_weights(CONFIG).items()})
+    stopped_after(5, monkeypatch, lambda: quantize_model(original, out))
+    quantize_model(other, out)
+    quantize_model(other, tmp_path / "alone")
+    assert (out / FILE).read_bytes() == (tmp_path / "alone" / FILE).read_bytes()
+
+
+def test_nothing_of_stopped_packing_is_in_an_export(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stopped_after(5, monkeypatch, lambda: quantize_model(original, out))
+    export_huggingface(original, out)
+    assert not (out / FILE).exists()
+    assert load_model(out).norm.weight.any()
+
+
+def test_a_line_of_the_journal_that_was_cut_off_is_written_again(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "packed"
+    stopped_after(5, monkeypatch, lambda: quantize_model(original, out))
+    journal = tmp_path / ".packed.partial" / "packed.journal"
+    journal.write_text(journal.read_text()[:-3])
+    stopped_after(2, monkeypatch, lambda: quantize_model(original, out))
+    quantize_model(original, out)
+    quantize_model(original, tmp_path / "alone")
+    assert (out / FILE).read_bytes() == (tmp_path / "alone" / FILE).read_bytes()
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(CierzoError, match="No space left on device: choose a folder with room"):
+        quantize_model(original, tmp_path / "packed")

@@ -392,6 +392,64 @@ def test_an_address(hub: Web, home: Path, capfd: pytest.CaptureFixture[str]) -> 
         pull(f"{hub.url}/model.zip", progress=False)
 
 
+def test_a_name_stands_for_one_thing(hub: Web, home: Path) -> None:
+    pull("someone/Web-7B@main", progress=False)
+    assert pull("someone/Web-7B", progress=False).is_dir()
+    with pytest.raises(CierzoError, match=r"someone--Web-7B is in the store already, from someone/Web-7B@c0ffee.*rm"):
+        pull("someone/Web-7B@v2", progress=False)
+    hub.files["/m.gguf"] = hub.files["/other/m.gguf"] = CONTENT
+    pull(f"{hub.url}/m.gguf", progress=False)
+    assert pull(f"{hub.url}/m.gguf#sha256={INDEX.sha256.upper()}", progress=False).is_dir()
+    for other in (f"{hub.url}/other/m.gguf", f"{hub.url}/m.gguf#sha256={'0' * 64}"):
+        with pytest.raises(CierzoError, match="m is in the store already, from http"):
+            pull(other, progress=False)
+
+
+def test_nobody_takes_a_name_of_the_catalogue(hub: Web, home: Path) -> None:
+    hub.files["/web-7b.gguf"] = hub.files["/web-q4t.gguf"] = CONTENT
+    assert pull(f"{hub.url}/web-7b.gguf", progress=False).name == "web-7b-of-others"
+    assert pull(f"{hub.url}/web-q4t.gguf", progress=False).name == "web-q4t-of-others"
+
+
+def test_a_fetch_of_other_weights_does_not_go_on(hub: Web, home: Path) -> None:
+    """A repository that changed after it was broken off."""
+    first, second = shards(hub)[:2]
+    hub.faults[second] = [*[status(500)] * 3]
+    with pytest.raises(FetchError):
+        pull("someone/Web-7B", progress=False)
+    hub.files[second] = bytes(hub.content(second)[:-4]) + b"\0\0\0\0"
+    before = len(hub.asked)
+    path = pull("someone/Web-7B", progress=False)
+    assert first in [path for path, _ in hub.asked[before:]]
+    assert (path / second.rpartition("/")[2]).read_bytes() == hub.content(second)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("http://[bad/m.gguf", "not an address"),
+        ("http://a.example/m.gguf#sha256=12", "64 hexadecimal digits"),
+        ("a" * 300 + "/b", "File name too long"),
+        ("./nothing-here", "there is no"),
+        ("", "is no model that can be fetched"),
+    ],
+)
+def test_what_is_nothing_to_fetch(reference: str, message: str) -> None:
+    with pytest.raises(CierzoError, match=message):
+        pull(reference, progress=False)
+
+
+def test_few_bits_are_not_packed_again() -> None:
+    with pytest.raises(CierzoError, match="in few bits already: leave out --quantize"):
+        pull("tiny", pack="q4", progress=False)
+
+
+def test_a_mirror_that_answers_nonsense(hub: Web) -> None:
+    hub.files["/api/models/some/odd"] = b"{}"
+    with pytest.raises(FetchError, match="some/odd"):
+        pull("some/odd", progress=False)
+
+
 def test_a_path_is_itself(tmp_path: Path) -> None:
     assert resolve_model(tmp_path, progress=False) == tmp_path
     assert resolve_model(str(tmp_path), progress=False) == tmp_path

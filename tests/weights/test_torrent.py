@@ -13,7 +13,7 @@ from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
 from cierzo.weights import load_model, torrent
 from cierzo.weights.pull import pull
-from cierzo.weights.store import stored_models
+from cierzo.weights.store import begin, stored_models
 from support.checkpoints import random_weights, write_consolidated
 
 lt = pytest.importorskip("libtorrent", reason="torrents need the extra `torrent`")
@@ -83,10 +83,11 @@ def test_a_killed_process_goes_on(seed: tuple[Any, Any, str], home: Path) -> Non
     _, handle, magnet = seed
     handle.set_upload_limit(150_000)
     script = (
-        "import os\nfrom cierzo.weights import torrent\nfrom pathlib import Path\n"
+        "import os, sys\nfrom contextlib import contextmanager\nfrom cierzo.weights.pull import pull\n"
         "def report(done, total):\n    if done > 100_000: os.kill(os.getpid(), 9)\n"
-        "folder = Path(os.environ['CIERZO_HOME'], 'models', '.tiny-7B.partial')\nfolder.mkdir(parents=True)\n"
-        f"torrent.fetch_torrent({magnet!r}, folder, report)\n"
+        "@contextmanager\ndef bar(*about, **more):\n    yield report\n"
+        "sys.modules['cierzo.weights.pull'].progress_bar = bar\n"
+        f"pull({magnet!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == -9
     (stored,) = stored_models()
@@ -102,8 +103,9 @@ def test_a_killed_process_goes_on(seed: tuple[Any, Any, str], home: Path) -> Non
 
 
 def test_wrong_pieces_are_fetched_again(seed: tuple[Any, Any, str], model: Path, home: Path) -> None:
-    partial = home / "models" / ".tiny-7B.partial" / "tiny-7B"
-    partial.mkdir(parents=True)
+    (home / "models").mkdir(parents=True)
+    partial = begin(home / "models" / "tiny-7B", repr([seed[2], None])) / "tiny-7B"
+    partial.mkdir()
     good = (model / "consolidated.00.pth").read_bytes()
     (partial / "consolidated.00.pth").write_bytes(good[:100_000] + bytes(len(good) - 100_000))
     path = pull(seed[2], progress=False)

@@ -19,7 +19,10 @@ class Format(StrEnum):
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A folder: consolidated or Hugging Face.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A folder, consolidated or Hugging Face, or a name that is here."),
+    ],
     out: Annotated[Path | None, typer.Argument(help="The new folder; MODEL-FORMAT when left out.")] = None,
     format: Annotated[
         Format,
@@ -37,10 +40,15 @@ def quantize(
     """Pack a model into few bits; `cierzo chat OUT` then runs it. Work that was stopped goes on where it was."""
     from cierzo.progress import progress_bar
     from cierzo.weights import quantize_model
+    from cierzo.weights.store import models_folder
 
+    model = Path(source).expanduser()
+    if not model.exists() and (models_folder() / source).is_dir():
+        model = models_folder() / source
     if not model.is_dir():
         raise CierzoError(
-            f"{model} is no folder: give a consolidated or Hugging Face checkpoint (GGUF files run as they are)"
+            f"{source} is no folder: give a consolidated or Hugging Face checkpoint (GGUF files run as they are), or a "
+            "name that `cierzo ls` shows"
         )
     if calibrate is None and bits is not None:
         raise CierzoError("--bits needs --calibrate FILE: which matrices need more bits is measured on a text")
@@ -72,11 +80,15 @@ def _texts(model: Path, file: Path, tokens: int) -> list[list[int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise CierzoError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     tokenizer = load_tokenizer(model)
-    count = -(-tokens // _LENGTH)
-    # Characters for more than a piece's tokens: few vocabularies have more than 6 a token on average.
-    starts = range(0, max(1, len(text) - 6 * _LENGTH), max(1, len(text) // count))
-    pieces = [tokenizer.encode(text[start : start + 8 * _LENGTH], bos=True)[:_LENGTH] for start in starts]
-    found = sum(len(piece) for piece in pieces[:count])
-    if found < min(tokens, _LENGTH) // 2:
+    # Parts of equal length, of which each gives its first tokens: none is read twice.
+    length = min(tokens, _LENGTH)
+    count = max(1, tokens // length)
+    part = -(-len(text) // count)
+    cut = min(part, 8 * length)  # characters for more tokens than are kept: few vocabularies have more than 6 a token
+    pieces = [tokenizer.encode(text[n * part : n * part + cut], bos=True)[:length] for n in range(count)]
+    found = sum(map(len, pieces))
+    if found < length // 2:
         raise CierzoError(f"{file}: {found} tokens are too few to calibrate with: give a longer text")
-    return pieces[:count]
+    if found < 0.9 * count * length:
+        print(f"note: {file} has {found} tokens for --tokens {tokens}", file=sys.stderr)
+    return [piece for piece in pieces if piece]

@@ -10,23 +10,26 @@ Three things on top of rounding, all measured on the text:
 - *Mixed precision*: a matrix is in 8 bits, not 4, where rounding it changes the layer's outcome most for its size.
 """
 
+import errno
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cierzo.errors import CierzoError, WeightsError
+from cierzo.files import write_whole
 from cierzo.ops import Format, PackedMatrix, quantize, reference
 from cierzo.weights.gptq import Grid, Moments, grid, round_matrix
 from cierzo.weights.layer import Layer, Weights, load_layer
 from cierzo.weights.load import checked_finite
-from cierzo.weights.packed import FORMATS, open_original, packed_formats, partial_model
+from cierzo.weights.packed import FORMATS, open_original, packed_formats, partial_model, work_on
 from cierzo.weights.packing import PackedWriter
 from cierzo.weights.scaling import scale_layer
-from cierzo.weights.sensitivity import mixed_formats, sensitivities
+from cierzo.weights.sensitivity import check_bits, mixed_formats, sensitivities
 from cierzo.weights.source import WeightSource
 
 _STATE = "calibration.pt"
@@ -57,12 +60,13 @@ def quantize_calibrated(
     config = source.config
     if any(not 0 <= token < config.vocab_size for text in texts for token in text) or not any(texts):
         raise CierzoError("the calibration texts have no tokens, or tokens that are not this model's")
-    settings = json.dumps([format, method.scaling, method.correction, method.bits, [list(text) for text in texts]])
-    with partial_model(model, out) as folder, torch.inference_mode():
-        formats = _formats(source, shapes, texts, format, method, folder / _FORMATS, settings)
-        writer = PackedWriter(folder, config, shapes, formats, settings)
-        if not writer.done:  # what an earlier run of other settings left
-            (folder / _STATE).unlink(missing_ok=True)
+    if method.bits is not None:
+        check_bits(source, shapes, method.bits, FORMATS[format])
+    work = work_on(source, format, asdict(method), [list(text) for text in texts])
+    with partial_model(model, out, work) as folder, torch.inference_mode():
+        formats = _formats(source, shapes, texts, format, method, folder / _FORMATS)
+        writer = PackedWriter(folder, config, shapes, formats)
+        writer.check_space()
         _Run(source, writer, texts, method, folder, progress).run()
         writer.finish()
         for name in (_STATE, _FORMATS):
@@ -71,21 +75,16 @@ def quantize_calibrated(
 
 def _formats(
     source: WeightSource, shapes: Mapping[str, tuple[int, ...]], texts: Sequence[Sequence[int]], format: str,
-    method: Method, kept: Path, settings: str,
+    method: Method, kept: Path,
 ) -> dict[str, Format]:  # fmt: skip
     """The format of every matrix; what was measured for it is kept for a run that goes on."""
     plain = packed_formats(shapes, format)
     if method.bits is None:
         return plain
-    try:
-        before = json.loads(kept.read_text())
-    except (OSError, ValueError):
-        before = {}
-    if before.get("settings") != settings:
+    if not kept.is_file():
         tensors = [torch.tensor(text) for text in texts if len(text)]
-        before = {"settings": settings, "found": sensitivities(source, tensors, FORMATS[format])}
-        kept.write_text(json.dumps(before))
-    return mixed_formats(source, shapes, before["found"], method.bits, FORMATS[format])
+        write_whole(kept, json.dumps(sensitivities(source, tensors, FORMATS[format])))
+    return mixed_formats(source, shapes, json.loads(kept.read_text()), method.bits, FORMATS[format])
 
 
 class _Run:
@@ -108,8 +107,7 @@ class _Run:
             layer = Layer(self.config, number, load_layer(self.source, number))
             if number >= first:
                 self._layer(layer, states)
-                torch.save([number + 1, states], self.state.with_suffix(".new"))
-                self.state.with_suffix(".new").rename(self.state)
+                self._keep(number + 1, states)
             self._count(layer.weights)
         norm = checked_finite(self.source, "norm.weight").float()
         self.writer.write("norm.weight", norm)
@@ -118,6 +116,14 @@ class _Run:
             for x in states:
                 moments.add(reference.rms_norm(x, norm, self.config.norm_eps))
             self._matrix("output.weight", checked_finite(self.source, "output.weight"), moments)
+
+    def _keep(self, first: int, states: list[Tensor]) -> None:
+        new = self.state.with_suffix(".new")
+        try:
+            torch.save([first, states], new)
+        except RuntimeError as error:  # so it says that a disk is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        new.rename(self.state)
 
     def _resumed(self) -> tuple[int, list[Tensor]]:
         """The first layer that is left, and what enters it."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from cierzo.errors import CierzoError, WeightsError
+from cierzo.weights.store import check_space
 
 if TYPE_CHECKING:
     import httpx2
@@ -203,6 +204,8 @@ class _Transfer:
                     f"{self.file.url}: the server does not say how long the file is, and there is no checksum: add "
                     "#sha256=... to the address"
                 )
+            if self.file.size is None and self.size is not None:  # nobody could look before
+                check_space(self.part.parent, self.size, self.file.name)
             tag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified")
             self.validator = tag if tag.startswith('"') else date
             about = {"url": self.file.url, "checksum": self.file.checksum, "size": self.size}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,9 @@ def export_gguf(
     part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with locked(out, progress=True):
+        with locked(out, progress=True), _removed(part):
+            if out.exists():
+                raise CierzoError(f"{out} exists: name another file, or remove it")
             writer = gguf.GGUFWriter(part, "llama")
             _add_metadata(writer, source.config, name, kind)
             for key, value in padded_vocabulary(vocabulary, source.config.vocab_size).items():
@@ -88,6 +91,13 @@ def export_gguf(
             os.replace(part, out)
     except OSError as error:
         raise CierzoError(f"cannot write {out}: {error.strerror}: choose a folder with room for it") from error
+
+
+@contextmanager
+def _removed(part: Path) -> Iterator[None]:
+    """Leaves no unfinished file; only whoever has the lock may remove it."""
+    try:
+        yield
     finally:
         part.unlink(missing_ok=True)
 
@@ -131,7 +141,8 @@ def _plan(
         elif kind == "f16" or shape[1] % GROUP:
             found = Kind.F16
         else:
-            own = {"Q4": Kind.Q4_0, "Q4M": Kind.Q4_1, "Q8": Kind.Q8_0}.get(source.kind(ours))
+            kept = source.kind(ours) if source.quantized else ""  # weights with an adapter are on no grid
+            own = {"Q4": Kind.Q4_0, "Q4M": Kind.Q4_1, "Q8": Kind.Q8_0}.get(kept)
             wanted = Kind.Q8_0 if kind == "q8_0" or ours in EMBEDDINGS else Kind.Q4_0
             found = own or wanted
         names, before = plan.setdefault(stored, ([], found))

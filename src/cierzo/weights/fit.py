@@ -3,22 +3,37 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from cierzo.model import PRESETS, ModelConfig, Transformer
-from cierzo.ops import BlockTable, Format, PackedMatrix, PagedCache, PagedContext, coded, machine, packed_shape
+from cierzo.ops import (
+    GGML_GRIDS,
+    BlockTable,
+    Format,
+    PackedMatrix,
+    PagedCache,
+    PagedContext,
+    coded,
+    free_memory,
+    machine,
+    packed_shape,
+)
 from cierzo.weights.load import is_matrix, model_shapes
 from cierzo.weights.packed import packed_formats
 from cierzo.weights.packing import packed_size
+from cierzo.weights.source import WeightSource
 
 _ENOUGH = 384 << 20  # bytes of layers that no processor's cache holds
 _SECONDS = 1.5
 _BLOCK = 16
 _CHUNK = 512
+
+Formats = Mapping[str, Format] | str
+"""Of each matrix, or one for all."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ class Fit:
     cache: int
     """Keys and values of one sequence of the whole context, in 16 bits."""
     rate: float | None
-    """Tokens a second of one stream at the end of the context; None where no kernel runs packed weights."""
+    """Tokens a second of one stream at the end of the context; None where no kernel runs packed weights, and where they
+    do not fit."""
 
 
 def preset(shape: str) -> ModelConfig:
@@ -37,17 +53,37 @@ def preset(shape: str) -> ModelConfig:
     return PRESETS[shape]
 
 
-def fit(config: ModelConfig, format: str, context: int) -> Fit:
-    """A model of this shape packed into `format`, with texts of `context` tokens.
+def room() -> int:
+    """Bytes of memory that a model could take here now."""
+    return free_memory(torch.device("cpu"))
 
-    The speed is measured: random weights of the shape, as many layers as leave the processor's caches (or all), one
-    token at a time at the end of the context; a layer's time is then counted for all layers. Sampling and the rest of a
-    program are not in it.
+
+def own_formats(source: WeightSource) -> dict[str, Format]:
+    """The formats in which a model in few bits runs as it is: see `WeightSource.packed`."""
+    from gguf import GGMLQuantizationType
+
+    kinds = {format.name: format for format in Format}
+    kinds |= {GGMLQuantizationType(number).name: format for number, format in GGML_GRIDS.items()}
+    return {
+        name: kinds.get(source.kind(name), Format.Q8)
+        for name, shape in model_shapes(source.config).items()
+        if is_matrix(name, shape)
+    }
+
+
+def fit(config: ModelConfig, formats: Formats, context: int, memory: int) -> Fit:
+    """A model of this shape with its matrices in these formats, or packed into one, and texts of `context` tokens.
+
+    The speed is measured, if everything fits into `memory` bytes: random weights of the shape, as many layers as leave
+    the processor's caches (or all), one token at a time at the end of the context; a layer's time is then counted for
+    all layers. Sampling and the rest of a program are not in it.
     """
     shapes = model_shapes(config)
-    formats = packed_formats(shapes, format)
-    rate = None if machine().kernels is None else _rate(config, formats, context)
-    return Fit(packed_size(config, shapes, formats), cache_bytes(config, context), rate)
+    if isinstance(formats, str):
+        formats = packed_formats(shapes, formats)
+    weights, cache = packed_size(config, shapes, formats), cache_bytes(config, context)
+    can = machine().kernels is not None and weights + cache <= memory
+    return Fit(weights, cache, _rate(config, formats, context) if can else None)
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:
@@ -61,7 +97,7 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
     return total
 
 
-def _rate(config: ModelConfig, formats: dict[str, Format], context: int) -> float:
+def _rate(config: ModelConfig, formats: Mapping[str, Format], context: int) -> float:
     a_layer = sum(_bytes(formats[name], shape) for name, shape in model_shapes(config).items()
                   if name.startswith("layers.0.") and name in formats)  # fmt: skip
     n_layers = min(config.n_layers, max(1, -(-_ENOUGH // a_layer)))
@@ -103,7 +139,7 @@ def _bytes(format: Format, shape: tuple[int, ...]) -> int:
     return math.prod(packed_shape(format, *shape))
 
 
-def _random_model(config: ModelConfig, formats: dict[str, Format]) -> Transformer:
+def _random_model(config: ModelConfig, formats: Mapping[str, Format]) -> Transformer:
     model = Transformer.without_weights(config)
     for name, shape in model_shapes(config, model).items():
         module, _, attribute = name.rpartition(".")

@@ -15,6 +15,7 @@ from cierzo.ops import Format, PackedMatrix, best_steps, coded, pack, pack_coded
 _DAMPING = 0.01  # of the mean of H's diagonal
 _COLUMNS = 192  # between updates of the rest of the matrix: whole spans of every grid
 _WIDEST = 4096  # inputs that are taken together; H of more would not fit into memory beside the model
+_ROWS = 1024  # that are rounded at a time: scratch takes several times their size
 
 
 class Grid(Protocol):
@@ -143,6 +144,13 @@ def grid(format: Format) -> Grid:
 
 def nearest(weights: Tensor, to: Grid, importance: Tensor) -> Tensor:
     """Weights [outputs, inputs] rounded each alone, with scales for inputs of this importance [inputs]."""
+    out = torch.empty_like(weights)
+    for rows, part in zip(out.split(_ROWS), weights.split(_ROWS), strict=True):
+        rows.copy_(_nearest(part, to, importance))
+    return out
+
+
+def _nearest(weights: Tensor, to: Grid, importance: Tensor) -> Tensor:
     outputs, inputs = weights.shape
     missing = -inputs % to.span
     spans = torch.nn.functional.pad(weights, (0, missing)).reshape(-1, to.span)

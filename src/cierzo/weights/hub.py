@@ -57,7 +57,8 @@ def snapshot(repo: str, revision: str | None = None, file: str | None = None) ->
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FetchError(f"{repo} at {endpoint()} has no revision {revision}") from error
-    except (httpx2.HTTPError, OSError, ValueError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The last three are of answers that are no description of a repository.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FetchError(
             f"cannot reach {endpoint()} for {repo} ({reason}): check the network, or HF_ENDPOINT"

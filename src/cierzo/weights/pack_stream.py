@@ -19,7 +19,7 @@ from cierzo.weights.download import RemoteFile
 from cierzo.weights.huggingface import interleave, read_config, views
 from cierzo.weights.load import check_shapes, model_shapes
 from cierzo.weights.packed import packed_formats, write_rounded
-from cierzo.weights.packing import PackedWriter, packed_size
+from cierzo.weights.packing import FILE, PackedWriter, packed_size
 from cierzo.weights.source import MappedTensors, read_safetensors
 from cierzo.weights.store import check_space
 
@@ -75,6 +75,11 @@ class _Packer:
         self.formats = packed_formats(self.shapes, format)
         self.writer = PackedWriter(folder, self.config, self.shapes, self.formats)
         self.packed_shards = folder / "packed.shards"
+        if not self.writer.done:  # shards of work on another layout have holes
+            self.packed_shards.unlink(missing_ok=True)
+            for shard in folder.glob("*.safetensors"):
+                if shard.name != FILE:
+                    shard.unlink()
 
     def check_space(self, shards: list[RemoteFile], name: str) -> None:
         left = [shard.size or 0 for shard in shards if not self.has(shard.name)]

@@ -38,7 +38,7 @@ from cierzo.weights.source import (
     shown,
     whole,
 )
-from cierzo.weights.store import complete, locked, partial_folder
+from cierzo.weights.store import begin, complete, locked, partial_folder
 
 FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
 EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
@@ -171,8 +171,9 @@ def quantize_model(
     """
     source, shapes = open_original(model, out)
     formats = packed_formats(shapes, format)
-    with partial_model(model, out) as folder:
+    with partial_model(model, out, work_on(source, format)) as folder:
         writer = PackedWriter(folder, source.config, shapes, formats)
+        writer.check_space()
         done, total = 0, source.config.n_params
         for name, shape in shapes.items():
             if name not in writer.done:
@@ -217,19 +218,28 @@ def open_original(model: Path, out: Path) -> tuple[WeightSource, dict[str, tuple
     return source, shapes
 
 
+def work_on(source: WeightSource, *settings: object) -> str:
+    """What packing these very files with these settings is: only the same work goes on where it was stopped."""
+    files = sorted({source.file(name).resolve() for name in source.shapes})
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return json.dumps([stats, settings])
+
+
 @contextmanager
-def partial_model(model: Path, out: Path) -> Iterator[Path]:
+def partial_model(model: Path, out: Path, work: str | None = None) -> Iterator[Path]:
     """A folder that becomes the model `out` when all went well, with the tokenizer of `model` in it.
 
-    It stays for the next try when the work was stopped, and goes when the weights cannot be packed.
+    It stays for the next try at the same `work` when that was stopped, and goes when the weights cannot be packed.
+    Work without a name begins anew.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with locked(out, progress=True):
             if out.exists():
                 raise CierzoError(f"{out} exists: name another folder, or remove it")
-            folder = partial_folder(out)
-            folder.mkdir(exist_ok=True)
+            if work is None:
+                shutil.rmtree(partial_folder(out), ignore_errors=True)
+            folder = begin(out, work or "")
             try:
                 copy_side_files(model, folder)
                 yield folder
@@ -245,6 +255,8 @@ def copy_side_files(model: Path, folder: Path) -> None:
     """Tokenizer, templates, configuration and licence of a model, for another form of it."""
     for pattern in (*SIDE_FILES, "params.json"):
         for file in model.glob(pattern):
+            if not file.is_file():
+                continue
             try:
                 data = file.read_bytes()
             except OSError as error:

@@ -1,13 +1,15 @@
 """Writing the packed format: every tensor has its place before the first is there, so work can stop and go on.
 
 The folder has no name that could be loaded until it is whole (`store.complete`). A journal beside the file names the
-tensors that are on the disk; it begins with what the file is to become, so that work with other settings begins anew.
+tensors that are on the disk; it begins with the layout of the file, so that work on another layout begins anew.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +34,6 @@ class PackedWriter:
         folder: of a model that is not whole yet.
         config, shapes: of the model, every parameter's.
         formats: of the matrices that are packed; all other tensors are float32.
-        settings: what else decides the values: work begins anew when it is another.
     """
 
     def __init__(
@@ -41,20 +42,26 @@ class PackedWriter:
         config: ModelConfig,
         shapes: Mapping[str, tuple[int, ...]],
         formats: Mapping[str, Format],
-        settings: str = "",
     ) -> None:
-        header, self._places, size = _layout(config, shapes, formats)
+        header, self._places, self.size = _layout(config, shapes, formats)
         self.formats = formats
-        plan = hashlib.sha256(header + settings.encode()).hexdigest()
+        plan = hashlib.sha256(header).hexdigest()
         file, journal = folder / FILE, folder / _JOURNAL
-        self.done = _journalled(journal, plan) if file.is_file() and file.stat().st_size == size else set()
+        here = file.is_file() and file.stat().st_size == self.size
+        self.done = _journalled(journal, plan) & self._places.keys() if here else set()
         if not self.done:
             with file.open("wb") as out:
                 out.write(header)
-                out.truncate(size)
-            journal.write_text(plan + "\n")
+                out.truncate(self.size)
+        journal.write_text("".join(f"{line}\n" for line in (plan, *self.done)))  # without a line that was cut off
         self._file = file.open("r+b")
         self._journal = journal.open("a")
+
+    def check_space(self) -> None:
+        """Raises `OSError` when the disk has no room for what is still to be written: the file has holes so far."""
+        taken = os.fstat(self._file.fileno()).st_blocks * 512
+        if self.size - taken > shutil.disk_usage(Path(self._file.name).parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def write(self, name: str, data: Tensor) -> None:
         """Put a tensor in its place: a packed matrix's bytes, or floats."""
@@ -68,6 +75,7 @@ class PackedWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         print(name, file=self._journal, flush=True)
+        os.fsync(self._journal.fileno())  # before what it was made of may be given up
         self.done.add(name)
 
     def finish(self) -> None:

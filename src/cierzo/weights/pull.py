@@ -16,12 +16,13 @@ from cierzo.weights.hub import denied, snapshot
 from cierzo.weights.index import fetch_from_index
 from cierzo.weights.store import (
     Origin,
+    begin,
     check_space,
     cierzo_home,
     complete,
     locked,
     models_folder,
-    partial_folder,
+    origin_of,
     size_text,
     stored_models,
 )
@@ -30,6 +31,9 @@ from cierzo.weights.torrent import fetch_torrent
 __all__ = ["FetchError", "cierzo_home", "pull", "resolve_model"]
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+?))?(/(?P<file>[^@]+\.gguf))?")
+_LINKS = ("magnet:", "http://", "https://")
+_PACKED = ("-q4t", "-q4", "-q8")
+_WEIGHTS = (".safetensors", ".gguf", ".pth")  # what is too large to be fetched again
 _PACK_FROM = 1_000_000_000
 """Bytes from which on a model that is fetched to be run at once is packed on the way."""
 
@@ -44,7 +48,13 @@ class Wanted:
     revision: str | None = None
     file: str | None = None
     url: str | None = None
+    sha256: str | None = None
+    """Of the address's file, if it was given."""
     torrent: str | None = None
+
+    @property
+    def source(self) -> str:
+        return self.repo or self.url or self.torrent or ""
 
     @property
     def licence(self) -> str | None:
@@ -64,7 +74,7 @@ def resolve_model(model: str | Path | None, *, progress: bool) -> Path:
     """
     name = catalogue().default if model is None else str(model)
     entry = catalogue().find(name)
-    if path := _in_store(entry.name if entry else name):
+    if path := in_store(entry.name if entry else name):
         return path
     if entry is not None:
         pack = "q4t" if entry.size >= _PACK_FROM else None
@@ -78,14 +88,14 @@ def resolve_model(model: str | Path | None, *, progress: bool) -> Path:
     return path
 
 
-def _in_store(name: str) -> Path | None:
+def in_store(name: str) -> Path | None:
     """A whole model of the store, as it was published or else packed: nothing else ever has its name there."""
     folder, entry = models_folder(), catalogue().find(name)
     if entry and entry.index and _complete(folder / entry.index.filename, entry):
         return folder / entry.index.filename
     if not entry and _safe(name) != name and (not _REPOSITORY.fullmatch(name) or Path(name).exists()):
         return None  # a path
-    folders = [folder / f"{_safe(name)}{packed}" for packed in ("", "-q4t", "-q4", "-q8")]
+    folders = [folder / f"{_safe(name)}{packed}" for packed in ("", *_PACKED)]
     file = folder / f"{name}.gguf"  # of the index, as `stored_models` names it
     return next((path for path in folders if path.is_dir()), file if not entry and file.is_file() else None)
 
@@ -109,33 +119,71 @@ def pull(reference: str, *, source: str | None = None, pack: str | None = None, 
         FetchError: it is not to be had from there.
         CierzoError: no room, a full disk, wrong bytes, weights that cannot be read.
     """
-    path = Path(reference).expanduser()
-    if catalogue().find(reference) is None and path.suffix != ".torrent" and path.exists():
+    if path := _here(reference):
         if pack:
             raise CierzoError(f"{reference} is here already: `cierzo quantize {reference}` packs it")
         return path
     wanted = _wanted(reference, source)
     if wanted.entry and wanted.entry.index and not wanted.repo and not wanted.torrent:
+        if pack:
+            raise CierzoError(f"{wanted.name} of the index is in few bits already: leave out --quantize")
         return _pull_file(wanted.entry, progress=progress)
     target = models_folder() / (f"{wanted.name}-{pack}" if pack else wanted.name)
     if target.exists():
+        _check_same(target, wanted)
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target, progress=progress):
-            if not target.exists():
-                partial = partial_folder(target)
-                partial.mkdir(exist_ok=True)
-                if wanted.torrent:
-                    _pull_torrent(wanted, target, partial, pack, progress)
-                else:
-                    _pull_files(wanted, target, partial, pack, progress)
+            if target.exists():  # another process has made it meanwhile
+                _check_same(target, wanted)
+            elif wanted.torrent:
+                _pull_torrent(wanted, target, pack, progress)
+            else:
+                _pull_files(wanted, target, pack, progress)
     except OSError as error:
         raise WeightsError(f"cannot keep {wanted.name} as {target}: {_reason(error)}") from error
     return target
 
 
+def _here(reference: str) -> Path | None:
+    """A path that a user means by it, where there is one."""
+    if catalogue().find(reference) is not None or reference.startswith(_LINKS):
+        return None
+    path = Path(reference).expanduser()
+    try:
+        here = bool(reference) and path.suffix != ".torrent" and path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise CierzoError(f"{reference}: {error.strerror}") from None
+    if not here and reference.startswith((".", "/", "~")) and path.suffix != ".torrent":
+        raise CierzoError(f"there is no {reference}")
+    return path if here else None
+
+
+def _check_same(target: Path, wanted: Wanted) -> None:
+    """Raises `CierzoError` when what has this name in the store is something else than what is wanted."""
+    origin = origin_of(target)
+    if origin is None:
+        return
+    other = origin.source != wanted.source
+    other = other or wanted.revision not in (None, origin.asked, origin.revision)
+    other = other or bool(wanted.sha256 and f"sha256:{wanted.sha256}" not in (origin.hashes or {}).values())
+    if other:
+        revision = f"@{origin.revision}" if origin.revision else ""
+        raise CierzoError(
+            f"{target.name} is in the store already, from {origin.source}{revision}: to have the other one, remove it "
+            f"first (`cierzo rm {target.name}`)"
+        )
+
+
 def _wanted(reference: str, source: str | None) -> Wanted:
+    try:
+        return _understood(reference, source)
+    except ValueError as error:  # of addresses
+        raise CierzoError(f"{reference}: not an address ({error})") from None
+
+
+def _understood(reference: str, source: str | None) -> Wanted:
     entry = catalogue().find(reference)
     if entry is not None:
         chosen = source or entry.sources[0]
@@ -150,16 +198,22 @@ def _wanted(reference: str, source: str | None) -> Wanted:
         raise CierzoError(f"--source chooses between the sources of a name in the catalogue, and {reference} is none")
     if reference.startswith("magnet:"):
         name = parse_qs(urlsplit(reference).query).get("dn", ["torrent"])[0]
-        return Wanted(_safe(name), torrent=reference)
+        return Wanted(_not_ours(_safe(name)), torrent=reference)
     if reference.endswith(".torrent") and Path(reference).is_file():
-        return Wanted(_safe(Path(reference).stem), torrent=reference)
-    if reference.startswith(("http://", "https://")):
-        filename = PurePosixPath(unquote(urlsplit(reference).path)).name
+        return Wanted(_not_ours(_safe(Path(reference).stem)), torrent=reference)
+    if reference.startswith(_LINKS):
+        url, _, fragment = reference.partition("#")
+        filename = PurePosixPath(unquote(urlsplit(url).path)).name
         if not filename.endswith(".gguf"):
             raise CierzoError(
                 f"{reference}: an address must be that of a .gguf file: name a hub repository, or a magnet"
             )
-        return Wanted(_safe(filename.removesuffix(".gguf")), url=reference)
+        given = parse_qs(fragment).get("sha256", [None])[0]
+        if fragment and not re.fullmatch("[0-9a-fA-F]{64}", given or ""):
+            raise CierzoError(f"{reference}: after # belongs sha256= and 64 hexadecimal digits")
+        return Wanted(
+            _not_ours(_safe(filename.removesuffix(".gguf"))), url=url, sha256=given.lower() if given else None
+        )
     if found := _REPOSITORY.fullmatch(reference):
         name = found["repo"] + (f"/{PurePosixPath(found['file']).stem}" if found["file"] else "")
         return Wanted(_safe(name), repo=found["repo"], revision=found["revision"], file=found["file"])
@@ -167,6 +221,12 @@ def _wanted(reference: str, source: str | None) -> Wanted:
         f"{reference!r} is no model that can be fetched: give a name that `cierzo ls --all` shows, owner/name on the "
         "hub, an address of a GGUF file, a magnet link, or a path"
     )
+
+
+def _not_ours(name: str) -> str:
+    """A name that nobody takes for one of the catalogue, whatever an address or a torrent calls itself."""
+    plain = re.sub("-(q4t|q4|q8)$", "", name)
+    return f"{name}-of-others" if catalogue().find(plain) else name
 
 
 def _safe(name: str) -> str:
@@ -207,17 +267,21 @@ def _pull_file(entry: Entry, *, progress: bool) -> Path:
     return target
 
 
-def _pull_files(wanted: Wanted, target: Path, partial: Path, pack: str | None, progress: bool) -> None:
+def _pull_files(wanted: Wanted, target: Path, pack: str | None, progress: bool) -> None:
     """A hub's files, or one of an address."""
     if wanted.repo:
         found = snapshot(wanted.repo, wanted.revision, wanted.file)
         files, licence, commit = found.files, wanted.licence or found.licence, found.commit
     else:
         assert wanted.url is not None
-        address, _, fragment = wanted.url.partition("#")
-        given = parse_qs(fragment).get("sha256", [None])[0]
-        files = [RemoteFile(address, f"{wanted.name}.gguf", None, f"sha256:{given}" if given else None)]
+        checksum = f"sha256:{wanted.sha256}" if wanted.sha256 else None
+        files = [RemoteFile(wanted.url, f"{wanted.name}.gguf", None, checksum)]
         licence, commit = None, None
+    weights = [file for file in files if file.name.endswith(_WEIGHTS)]
+    partial = begin(target, repr([wanted.source, pack, [(file.name, file.checksum) for file in weights]]))
+    for file in files:
+        if file not in weights:  # of another commit, perhaps
+            (partial / file.name).unlink(missing_ok=True)
     total = sum(file.size or 0 for file in files)
     _announce(wanted, size_text(total) if total else "of unknown size", licence, target, pack, progress=progress)
     hashes: dict[str, str] = {}
@@ -244,17 +308,18 @@ def _pull_files(wanted: Wanted, target: Path, partial: Path, pack: str | None, p
     for name, checksum in hashes.items():
         if next(file for file in files if file.name == name).checksum is None and progress:
             print(f"note: nothing to check {name} against: {checksum.replace(':', ' ')}", file=sys.stderr)
-    Origin(wanted.repo or wanted.url or "", licence, commit, pack, hashes).write(partial)
+    Origin(wanted.source, licence, commit, pack, hashes, wanted.revision).write(partial)
     complete(partial, target)
 
 
-def _pull_torrent(wanted: Wanted, target: Path, partial: Path, pack: str | None, progress: bool) -> None:
+def _pull_torrent(wanted: Wanted, target: Path, pack: str | None, progress: bool) -> None:
     assert wanted.torrent is not None
+    partial = begin(target, repr([wanted.torrent, pack]))
     size = size_text(wanted.entry.size) if wanted.entry else "a torrent"
     _announce(wanted, size, wanted.licence, target, pack, progress=progress)
     with progress_bar(wanted.name, wanted=progress) as report:
         root = fetch_torrent(wanted.torrent, partial, report)
-    origin = Origin(wanted.torrent, wanted.licence, None, pack)
+    origin = Origin(wanted.source, wanted.licence, None, pack)
     if pack:
         from cierzo.weights.packed import quantize_model
 
@@ -275,6 +340,9 @@ def remove(name: str) -> int:
     entry = catalogue().find(name)
     names = {name, entry.name, Path(entry.index.filename).stem if entry.index else ""} if entry else {name, _safe(name)}
     chosen = [stored for stored in stored_models() if stored.name in names]
+    if not chosen:  # what `chat NAME` would run
+        packed = {f"{each}{form}" for each in names for form in _PACKED}
+        chosen = [stored for stored in stored_models() if stored.name in packed]
     if not chosen:
         raise CierzoError(f"there is no model {name!r} in {models_folder()}: `cierzo ls` shows what is there")
     for stored in chosen:

@@ -10,7 +10,7 @@ from cierzo.errors import CierzoError
 from cierzo.ops import Format, reference
 from cierzo.weights.gptq import grid, nearest
 from cierzo.weights.layer import Layer, load_layer
-from cierzo.weights.load import checked_finite
+from cierzo.weights.load import checked_finite, is_matrix
 from cierzo.weights.packed import EMBEDDINGS, inputs_of
 from cierzo.weights.packing import packed_size
 from cierzo.weights.source import WeightSource
@@ -31,6 +31,7 @@ def sensitivities(source: WeightSource, texts: Sequence[Tensor], low: Format) ->
     flat = torch.ones(config.dim)
     rounded = nearest(embedding, to, flat)
     found[EMBEDDINGS[0]] = _change([rounded[text] for text in _some(texts)], states)
+    del embedding, rounded
     for number in range(config.n_layers):
         layer = Layer(config, number, load_layer(source, number))
         outcome = [layer.forward(x) for x in states]
@@ -42,8 +43,8 @@ def sensitivities(source: WeightSource, texts: Sequence[Tensor], low: Format) ->
         states = outcome
     norm = checked_finite(source, "norm.weight").float()
     last = torch.cat([reference.rms_norm(x, norm, config.norm_eps) for x in states])
-    output = embedding if config.tied_embeddings else checked_finite(source, EMBEDDINGS[1]).float()
     name = EMBEDDINGS[0 if config.tied_embeddings else 1]
+    output = checked_finite(source, name).float()
     lost = _change([last @ nearest(output, to, last.square().mean(0)).T], [last @ output.T])
     found[name] = max(lost, found.get(name, 0.0))
     return found
@@ -59,22 +60,25 @@ def _change(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return lost / sum(float(b.square().sum()) for b in expected)
 
 
+def check_bits(source: WeightSource, shapes: Mapping[str, tuple[int, ...]], bits: float, low: Format) -> None:
+    """Raises `CierzoError` when `low` alone takes more than `bits` a weight."""
+    least = packed_size(source.config, shapes, {name: low for name, shape in shapes.items() if is_matrix(name, shape)})
+    if not 8 * least <= bits * source.config.n_params:
+        raise CierzoError(
+            f"this model takes at least {8 * least / source.config.n_params:.2f} bits a weight in {low.name}, so "
+            f"{bits:g} are too few"
+        )
+
+
 def mixed_formats(
     source: WeightSource, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, float], bits: float, low: Format
 ) -> dict[str, Format]:
     """The matrices' formats: `low`, and 8 bits for those that gain most for their size, with `bits` a weight in all.
 
     Matrices that take the same activations change together where the formats cut those into different spans (Q4T).
-    Raises `CierzoError` when `low` alone takes more.
     """
     formats = dict.fromkeys(found, low)
     room = bits * source.config.n_params / 8
-    least = packed_size(source.config, shapes, formats)
-    if least > room:
-        raise CierzoError(
-            f"this model takes at least {8 * least / source.config.n_params:.2f} bits a weight in {low.name}, so "
-            f"{bits:g} are too few"
-        )
     together: dict[str, list[str]] = {}
     for name in found:
         together.setdefault(inputs_of(name) if low is Format.Q4T else name, []).append(name)

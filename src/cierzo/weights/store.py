@@ -9,9 +9,10 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,7 @@ from cierzo.errors import CierzoError, WeightsError
 
 ORIGIN = "cierzo-origin.json"
 PARTIAL = ".partial"
+_PLAN = ".plan"
 _SPARE = 64 << 20  # bytes that stay free: logs and caches of others
 
 
@@ -46,6 +48,8 @@ class Origin:
     """The format that it was packed into while it was fetched."""
     hashes: dict[str, str] | None = None
     """What each fetched file was checked against."""
+    asked: str | None = None
+    """The revision as it was asked for: a branch or a tag, perhaps."""
 
     def write(self, folder: Path) -> None:
         (folder / ORIGIN).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
@@ -89,11 +93,12 @@ def stored_models() -> list[Stored]:
             found.append(Stored(name, path, disk_size(path), False, None))
         elif not path.name.startswith(".") and (path.is_dir() or path.suffix == ".gguf"):
             name = path.name if path.is_dir() else path.stem
-            found.append(Stored(name, path, disk_size(path), True, _origin(path)))
+            found.append(Stored(name, path, disk_size(path), True, origin_of(path)))
     return sorted(found, key=lambda stored: (stored.name, stored.whole))
 
 
-def _origin(path: Path) -> Origin | None:
+def origin_of(path: Path) -> Origin | None:
+    """What a stored model's folder says of itself."""
     try:
         return Origin(**json.loads((path / ORIGIN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -102,8 +107,12 @@ def _origin(path: Path) -> Origin | None:
 
 def disk_size(path: Path) -> int:
     """Bytes that a file, or all files in a folder, take on the disk."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_blocks * 512 for file in files)
+    size = 0
+    for file in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):  # of a fetch that goes on meanwhile
+            status = file.stat()
+            size += status.st_blocks * 512 * S_ISREG(status.st_mode)
+    return size
 
 
 def check_space(folder: Path, wanted: int, what: str) -> None:
@@ -124,7 +133,10 @@ def size_text(n_bytes: float) -> str:
 def locked(target: Path, *, progress: bool) -> Iterator[None]:
     """Keep other processes from making the same model. (The lock's file stays: to delete it is a race.)"""
     folder = cierzo_home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CierzoError(f"cannot make {folder}: {error.strerror}: set CIERZO_HOME to another folder") from error
     lock = FileLock(folder / hashlib.sha256(os.fsencode(target.absolute())).hexdigest()[:32])
     try:
         lock.acquire(timeout=0)
@@ -142,7 +154,22 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
 
 
+def begin(target: Path, plan: str) -> Path:
+    """The folder of a model that is not whole yet, by whoever holds its lock.
+
+    What an earlier attempt left stays only if `plan`, which says what is made and of what, was the same.
+    """
+    folder, plan = partial_folder(target), hashlib.sha256(plan.encode()).hexdigest()
+    note = folder / _PLAN
+    if folder.exists() and not (note.is_file() and note.read_text() == plan):
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    note.write_text(plan)
+    return folder
+
+
 def complete(partial: Path, target: Path) -> None:
     """Give a whole model its name."""
+    (partial / _PLAN).unlink(missing_ok=True)
     os.chmod(partial, 0o755)
     os.rename(partial, target)

@@ -61,7 +61,8 @@ class _Fetch:
                         "goes on from there"
                     )
             status = self.handle.status()
-            if status.has_metadata and not sized:
+            checking = status.state in (lt.torrent_status.checking_files, lt.torrent_status.checking_resume_data)
+            if status.has_metadata and not sized and not checking:
                 sized = True
                 check_space(self.folder, status.total_wanted - status.total_wanted_done, f"the torrent {status.name}")
             if status.has_metadata and status.is_finished:
