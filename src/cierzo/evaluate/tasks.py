@@ -167,6 +167,7 @@ BENCHMARKS = {
         ("nq_open/nq_open.yaml",),
         _only(data.naturalquestions),
         local=_EXAMPLES,
+        note="examples of EfficientQA's development set",
         filter="remove_whitespace",
     ),
     "triviaqa": Benchmark(
