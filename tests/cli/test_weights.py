@@ -12,7 +12,9 @@ from cierzo.cli import app
 from cierzo.errors import CierzoError
 from cierzo.model import PRESETS, ModelConfig
 from cierzo.weights import quantize_model
-from cierzo.weights.fit import cache_bytes
+from cierzo.weights.fit import _layers, cache_bytes
+from cierzo.weights.load import model_shapes
+from cierzo.weights.packed import packed_formats
 from support.checkpoints import huggingface_model, random_weights
 from support.web import Web, serve
 
@@ -102,6 +104,13 @@ def test_fit_of_a_model_in_few_bits_is_of_it_as_it_is(folder: Path, tmp_path: Pa
     out, _ = run("fit", str(tmp_path / "packed"), "--context", "32")
     assert "as it is: weights" in out
     assert "q4t" not in out
+
+
+def test_what_is_measured_has_windows_and_experts_in_their_share() -> None:
+    ministral, mixtral = PRESETS["ministral-8b-2410"], PRESETS["mixtral-8x7b-v0.1"]
+    formats = [packed_formats(model_shapes(config), "q4t") for config in (ministral, mixtral)]
+    assert _layers(ministral, formats[0]) == 4  # one that sees everything, three with a window
+    assert _layers(mixtral, formats[1]) == 2
 
 
 def test_the_cache_is_bounded_by_the_window() -> None:

@@ -98,9 +98,7 @@ def cache_bytes(config: ModelConfig, context: int) -> int:
 
 
 def _rate(config: ModelConfig, formats: Mapping[str, Format], context: int) -> float:
-    a_layer = sum(_bytes(formats[name], shape) for name, shape in model_shapes(config).items()
-                  if name.startswith("layers.0.") and name in formats)  # fmt: skip
-    n_layers = min(config.n_layers, max(1, -(-_ENOUGH // a_layer)))
+    n_layers = _layers(config, formats)
     windows = config.windows[:n_layers]
     part = replace(
         config, n_layers=n_layers, sliding_window=tuple(w.size if w else None for w in windows),
@@ -133,6 +131,18 @@ def _rate(config: ModelConfig, formats: Mapping[str, Format], context: int) -> f
     with torch.inference_mode():
         whole, without_head = _seconds(both), _seconds(layers)
     return 1 / (without_head * config.n_layers / n_layers + max(0.0, whole - without_head))
+
+
+def _layers(config: ModelConfig, formats: Mapping[str, Format]) -> int:
+    """As many as leave the caches, with each kind of window in its share."""
+    active = config.moe.num_experts_per_tok / config.moe.num_experts if config.moe else 1.0  # a token reads no others
+    a_layer = sum(_bytes(formats[name], shape) * (active if ".experts." in name else 1.0)
+                  for name, shape in model_shapes(config).items()
+                  if name.startswith("layers.0.") and name in formats)  # fmt: skip
+    windows, n = config.windows, config.n_layers
+    period = next(p for p in range(1, n + 1) if all(windows[i] == windows[i % p] for i in range(n)))
+    enough = max(1, math.ceil(_ENOUGH / a_layer))
+    return min(n, math.ceil(enough / period) * period)
 
 
 def _bytes(format: Format, shape: tuple[int, ...]) -> int:
