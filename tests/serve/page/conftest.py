@@ -25,15 +25,11 @@ class Chat:
     faults: list[str] = field(default_factory=list)
     expected: str | None = None
     """Messages of the console that a test provokes."""
-    rendering: int = 0
-    """Texts that the server is making HTML of."""
 
     def open(self, url: str) -> "Chat":
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self._fault(str(error)))
         self.page.on("request", lambda request: self._asked(request.url, url))
-        for event, change in (("request", 1), ("requestfinished", -1), ("requestfailed", -1)):
-            self.page.on(event, lambda request, change=change: self._renders(request.url, change))
         self.page.goto(url)
         self.until("document.getElementById('model').value || document.querySelector('dialog[open]')")
         return self
@@ -54,10 +50,6 @@ class Chat:
         if not address.startswith((url, "blob:")):
             self._fault(address)
 
-    def _renders(self, address: str, change: int) -> None:
-        if address.endswith("/page/render"):
-            self.rendering += change
-
     def _fault(self, text: str) -> None:
         if self.expected is None or not re.search(self.expected, text):
             self.faults.append(text)
@@ -69,9 +61,7 @@ class Chat:
     def finished(self) -> None:
         """Wait until no answer is coming, and what came is shown."""
         self.page.wait_for_selector("#send:visible")
-        self.page.wait_for_timeout(100)  # more than lies between two updates
-        while self.rendering:
-            self.page.wait_for_timeout(100)
+        self.until("!document.querySelector('article[aria-busy=true]')")
 
     def ask(self, text: str) -> str:
         self.say(text)

@@ -104,9 +104,18 @@ function turned(turn) {
     write(article);
     follows = true;
   } else {
-    article.writer?.finish();
+    finish(article);
   }
   refill(article);
+}
+
+/** The answer is there; it is busy until all of it is shown. */
+async function finish(article) {
+  const { writer } = article;
+  await writer?.finish();
+  if (article.writer !== writer) return; // it goes on
+  article.writer = null;
+  article.box.setAttribute("aria-busy", "false"); // and no more: who stands on a button below stays there
 }
 
 function grown(node, piece) {
@@ -123,7 +132,7 @@ function scroll() {
 function refill(article) {
   const { node, who, foot } = article;
   const isLast = path(session.conversation).at(-1) === node;
-  article.box.setAttribute("aria-busy", String(running(node)));
+  article.box.setAttribute("aria-busy", String(running(node) || article.writer !== null));
   if (node.role === "user") {
     who.textContent = t("you");
     foot.replaceChildren(branches(node), copier(node), button(t("edit"), () => editor(article)));
