@@ -212,6 +212,23 @@ def test_work_that_was_stopped_goes_on(bits: float | None, tmp_path: Path, monke
     assert (tmp_path / "out" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 
+def test_a_disk_that_fills_up_is_a_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MODELS["mistral"]
+    original = write_consolidated(tmp_path / "m", config, random_weights(config))
+    save = torch.save
+
+    def full(state: object, file: object) -> None:
+        with Path("/dev/full").open("wb", buffering=0) as disk:
+            save(state, disk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(CierzoError, match="No space left on device: choose a folder with room"):
+            quantize_calibrated(original, tmp_path / "out", texts(config), format="q4")
+    assert (tmp_path / ".out.partial" / FILE).is_file()
+    quantize_calibrated(original, tmp_path / "out", texts(config), format="q4")
+
+
 def test_other_settings_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = MODELS["mistral"]
     original = write_consolidated(tmp_path / "m", config, random_weights(config))

@@ -38,14 +38,14 @@ def fit(
         raise CierzoError(f"--context must be from 1 to the model's {config.max_seq_len} tokens, not {context}")
     memory = room()
     print(f"{model}: {shape_text(config)}; {attention_text(config)}")
-    print(f"free memory: {size_text(memory)}; context: {context} tokens")
+    print(f"free memory for it: {size_text(memory)}; context: {context} tokens")
     forms: dict[str, Formats] = {"q4t": "q4t", "q8": "q8"}
     if source is not None and source.quantized:
         forms = {"as it is": own_formats(source)}
     for name, formats in forms.items():
-        found = measure(config, formats, context, int(0.9 * memory))
+        found = measure(config, formats, context, memory)
         total = found.weights + found.cache
-        verdict = "fits" if total <= 0.9 * memory else "does not fit"
+        verdict = "fits" if total <= memory else "does not fit"
         rate = f", about {found.rate:.3g} tokens/s" if found.rate else ""
         print(
             f"{name}: weights {size_text(found.weights)}, cache {size_text(found.cache)}, together "

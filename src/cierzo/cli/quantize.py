@@ -66,7 +66,7 @@ def quantize(
 
 
 _LENGTH = 512
-"""Tokens of a piece of the text; each is read by itself."""
+"""Tokens of a piece of the text at most; each is read by itself."""
 
 
 def _texts(model: Path, file: Path, tokens: int) -> list[list[int]]:
@@ -81,14 +81,14 @@ def _texts(model: Path, file: Path, tokens: int) -> list[list[int]]:
         raise CierzoError(f"{file}: cannot be read as UTF-8 text ({error})") from error
     tokenizer = load_tokenizer(model)
     # Parts of equal length, of which each gives its first tokens: none is read twice.
-    length = min(tokens, _LENGTH)
-    count = max(1, tokens // length)
+    count = -(-tokens // _LENGTH)
+    length = -(-tokens // count)
     part = -(-len(text) // count)
     cut = min(part, 8 * length)  # characters for more tokens than are kept: few vocabularies have more than 6 a token
     pieces = [tokenizer.encode(text[n * part : n * part + cut], bos=True)[:length] for n in range(count)]
     found = sum(map(len, pieces))
     if found < length // 2:
         raise CierzoError(f"{file}: {found} tokens are too few to calibrate with: give a longer text")
-    if found < 0.9 * count * length:
+    if found < 0.9 * tokens:
         print(f"note: {file} has {found} tokens for --tokens {tokens}", file=sys.stderr)
     return [piece for piece in pieces if piece]

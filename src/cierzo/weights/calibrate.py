@@ -10,9 +10,7 @@ Three things on top of rounding, all measured on the text:
 - *Mixed precision*: a matrix is in 8 bits, not 4, where rounding it changes the layer's outcome most for its size.
 """
 
-import errno
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,10 +117,8 @@ class _Run:
 
     def _keep(self, first: int, states: list[Tensor]) -> None:
         new = self.state.with_suffix(".new")
-        try:
-            torch.save([first, states], new)
-        except RuntimeError as error:  # so it says that a disk is full
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        with new.open("wb") as file:  # to a path, PyTorch would call a full disk a RuntimeError
+            torch.save([first, states], file)
         new.rename(self.state)
 
     def _resumed(self) -> tuple[int, list[Tensor]]:

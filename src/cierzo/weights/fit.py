@@ -54,8 +54,8 @@ def preset(shape: str) -> ModelConfig:
 
 
 def room() -> int:
-    """Bytes of memory that a model could take here now."""
-    return free_memory(torch.device("cpu"))
+    """Bytes of memory that a model can take here now: what is free, less a tenth for everything else."""
+    return int(0.9 * free_memory(torch.device("cpu")))
 
 
 def own_formats(source: WeightSource) -> dict[str, Format]:

@@ -38,7 +38,7 @@ from cierzo.weights.source import (
     shown,
     whole,
 )
-from cierzo.weights.store import begin, complete, locked, partial_folder
+from cierzo.weights.store import begin, complete, locked
 
 FORMATS = {"q4t": Format.Q4T, "q4": Format.Q4, "q8": Format.Q8}
 EMBEDDINGS = ("tok_embeddings.weight", "output.weight")
@@ -237,9 +237,7 @@ def partial_model(model: Path, out: Path, work: str | None = None) -> Iterator[P
         with locked(out, progress=True):
             if out.exists():
                 raise CierzoError(f"{out} exists: name another folder, or remove it")
-            if work is None:
-                shutil.rmtree(partial_folder(out), ignore_errors=True)
-            folder = begin(out, work or "")
+            folder = begin(out, work)
             try:
                 copy_side_files(model, folder)
                 yield folder

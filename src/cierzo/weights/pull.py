@@ -80,7 +80,7 @@ def resolve_model(model: str | Path | None, *, progress: bool) -> Path:
         pack = "q4t" if entry.size >= _PACK_FROM else None
         return pull(name, pack=pack, progress=progress or entry.size >= _PACK_FROM)
     path = Path(name).expanduser()
-    if not path.exists():
+    if not _exists(path):
         raise CierzoError(
             f"there is no model {name!r}: give the path of a GGUF file or of a checkpoint's folder, a name that "
             f"`cierzo ls --all` shows, such as {catalogue().default}, or fetch it with `cierzo pull`"
@@ -93,7 +93,7 @@ def in_store(name: str) -> Path | None:
     folder, entry = models_folder(), catalogue().find(name)
     if entry and entry.index and _complete(folder / entry.index.filename, entry):
         return folder / entry.index.filename
-    if not entry and _safe(name) != name and (not _REPOSITORY.fullmatch(name) or Path(name).exists()):
+    if not entry and _safe(name) != name and (not _REPOSITORY.fullmatch(name) or _exists(Path(name))):
         return None  # a path
     folders = [folder / f"{_safe(name)}{packed}" for packed in ("", *_PACKED)]
     file = folder / f"{name}.gguf"  # of the index, as `stored_models` names it
@@ -151,13 +151,18 @@ def _here(reference: str) -> Path | None:
     if catalogue().find(reference) is not None or reference.startswith(_LINKS):
         return None
     path = Path(reference).expanduser()
-    try:
-        here = bool(reference) and path.suffix != ".torrent" and path.exists()
-    except OSError as error:  # a name that is too long, a folder that may not be read
-        raise CierzoError(f"{reference}: {error.strerror}") from None
+    here = bool(reference) and path.suffix != ".torrent" and _exists(path)
     if not here and reference.startswith((".", "/", "~")) and path.suffix != ".torrent":
         raise CierzoError(f"there is no {reference}")
     return path if here else None
+
+
+def _exists(path: Path) -> bool:
+    """Raises `CierzoError` for a name that is too long, or a folder that may not be read."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CierzoError(f"{path}: {error.strerror}") from None
 
 
 def _check_same(target: Path, wanted: Wanted) -> None:

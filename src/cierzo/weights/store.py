@@ -154,17 +154,18 @@ def partial_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
 
 
-def begin(target: Path, plan: str) -> Path:
+def begin(target: Path, plan: str | None) -> Path:
     """The folder of a model that is not whole yet, by whoever holds its lock.
 
-    What an earlier attempt left stays only if `plan`, which says what is made and of what, was the same.
+    What an earlier attempt left stays only if `plan`, which says what is made and of what, was the same; without one
+    nothing stays.
     """
-    folder, plan = partial_folder(target), hashlib.sha256(plan.encode()).hexdigest()
+    folder, name = partial_folder(target), hashlib.sha256((plan or "").encode()).hexdigest()
     note = folder / _PLAN
-    if folder.exists() and not (note.is_file() and note.read_text() == plan):
+    if folder.exists() and (plan is None or not note.is_file() or note.read_text() != name):
         shutil.rmtree(folder)
     folder.mkdir(exist_ok=True)
-    note.write_text(plan)
+    note.write_text(name)
     return folder
 
 
