@@ -65,9 +65,14 @@ def test_an_answer_that_the_guard_ends(guarded: ScriptedServer, new_chat: Any) -
     assert chat.page.get_by_role("button", name="Continue").count() == 0
 
 
-def test_without_a_guard_nothing_is_said_of_it(new_chat: Any) -> None:
+@pytest.fixture
+def unguarded() -> Iterator[ScriptedServer]:
     with scripted({"script": ScriptedLLM(_say)}) as server:
-        chat = new_chat(server.url)
-        chat.ask("say hello")
-        assert "Guard" not in _foot(chat)
-        assert "Guard" not in chat.page.locator("#memory").text_content()
+        yield server
+
+
+def test_without_a_guard_nothing_is_said_of_it(unguarded: ScriptedServer, new_chat: Any) -> None:
+    chat = new_chat(unguarded.url)
+    chat.ask("say hello")
+    assert "Guard" not in _foot(chat)
+    assert "Guard" not in chat.page.locator("#memory").text_content()
