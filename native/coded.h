@@ -26,12 +26,14 @@ inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float*
     F32x16 y[R];
     for (int r = 0; r < R; ++r) y[r] = p.first_tile ? load(out + r * kPanel) : broadcast(0);
     // The lines before have fetched the header; what they would have fetched in its place is fetched here.
-    for (size_t at = 0; R == 1 && at < CodedPanel::header(tiles); at += 64)
+    const bool fetch = row == p.first_row;
+    for (size_t at = 0; fetch && at < CodedPanel::header(tiles); at += 64)
         prefetch(lines + kPrefetch - CodedPanel::header(tiles) + at);
     for (size_t tile = p.first_tile; tile < p.last_tile;) {
         const size_t span = tile / kSpanTiles, end = std::min(p.last_tile, (span + 1) * kSpanTiles);
         StepSum acc[R][kHalves];
-        for (; tile < end; ++tile, x += step, lines += 512)
+        for (; tile < end; ++tile, x += step, lines += 512) {
+            for (size_t at = 0; fetch && at < 512; at += 64) prefetch(lines + kPrefetch + at);
             for (int first = 0; first < 2; first += kHalves) {
                 Steps steps[kHalves];
                 for (int h = 0; h < kHalves; ++h) {
@@ -40,7 +42,6 @@ inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float*
                 }
 #pragma GCC unroll 8
                 for (int l = 0; l < 8; ++l) {
-                    if (R == 1) prefetch(lines + l * 64 + kPrefetch);
                     const Bytes64 line = load_line(lines + l * 64);
 #pragma GCC unroll 2
                     for (int h = 0; h < kHalves; ++h) {
@@ -51,6 +52,7 @@ inline void coded_rows(const Product& p, const uint8_t* data, size_t row, float*
                     }
                 }
             }
+        }
         const F32x16 scale = load_f16(panel.scales + span * kPanel);
         for (int r = 0; r < R; ++r) {
             const I32x16 sum = R == 1 ? add(acc[r][0].total(), acc[r][kHalves - 1].total()) : acc[r][0].total();

@@ -34,11 +34,12 @@ inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float
     const float* scales = a.scales + row * a.spans;
     const int32_t* sums = a.sums + row * a.groups;
     const uint8_t* tile = panel + p.first_tile * F::tile_bytes;
+    const bool fetch = row == p.first_row;
     F32x16 y[R];
     for (int r = 0; r < R; ++r) y[r] = p.first_tile ? load(out + r * kPanel) : broadcast(0);
     for (size_t t = p.first_tile; t < p.last_tile; ++t, tile += F::tile_bytes, x += step) {
         const uint8_t* lines = tile + F::header;
-        for (size_t at = 0; R == 1 && at < F::header; at += 64) prefetch(tile + kPrefetch + at);
+        for (size_t at = 0; fetch && at < F::tile_bytes; at += 64) prefetch(tile + kPrefetch + at);
         for (int half = 0; half < 2; ++half) {
             const size_t group = 2 * t + half;
             using Sum = std::conditional_t<F::nibbles, NibbleSum, ByteSum>;
@@ -46,7 +47,6 @@ inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float
 #pragma GCC unroll 8
             for (int l = 0; l < 8; ++l) {
                 const uint8_t* line = lines + (F::nibbles ? l : 8 * half + l) * 64;
-                if (R == 1 && (half == 0 || !F::nibbles)) prefetch(line + kPrefetch);
                 Bytes64 w = load_line(line);
                 if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
 #pragma GCC unroll 8
