@@ -141,7 +141,7 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
     float* kt = scratch;                 // [width][64]
     float* vt = kt + width * kKeyTile;   // [64][width]
     float* q = vt + width * kKeyTile;    // [queries][width], scaled
-    float* p = q + queries * width;      // [2][64]
+    float* p = q + queries * width;      // [kQueries][64]
     float *o = part.sums, *peaks = part.peaks, *totals = part.totals;
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     const auto position_of = [&](size_t i) { return job.position + first - job.start + int64_t(i / group); };
@@ -163,16 +163,17 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
             load_tile<uint16_t>(job, head, tile, from, to, kt, vt);
         else
             load_tile<int8_t>(job, head, tile, from, to, kt, vt);
+        // Keys of the tile that a query sees.
+        const auto low_of = [&](size_t i) { return int(std::max<int64_t>(0, oldest_of(position_of(i)) - tile)); };
+        const auto high_of = [&](size_t i) { return int(std::min<int64_t>(kKeyTile, position_of(i) + 1 - tile)); };
         for (size_t i = 0; i < queries;) {
-            // Queries of one row see the same keys; two of them share what is loaded.
-            const int64_t at = position_of(i);
-            const int low = int(std::max<int64_t>(0, oldest_of(at) - tile)), high = int(std::min<int64_t>(kKeyTile, at + 1 - tile));
-            const int first = low / 16 * 16, last = (high + 15) / 16 * 16;
+            // Queries that see the same keys share what is loaded.
+            const int low = low_of(i), high = high_of(i);
             const auto together = [&](auto count) {
                 constexpr int kCount = decltype(count)::value;
                 if (low < high) {
                     float keep[kCount];
-                    score<kCount>(q + i * width, width, kt, dim, first, last, p);
+                    score<kCount>(q + i * width, width, kt, dim, low / 16 * 16, (high + 15) / 16 * 16, p);
                     for (int n = 0; n < kCount; ++n)
                         weigh(p + n * kKeyTile, low, high, peaks[i + n], totals[i + n], keep[n]);
                     size_t c = 0;
@@ -182,10 +183,12 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
                 }
                 i += kCount;
             };
-            if (i % group + 2 <= size_t(group))
-                together(std::integral_constant<int, 2>{});
-            else
-                together(std::integral_constant<int, 1>{});
+            int alike = 1;
+            while (alike < kQueries && i + alike < queries && low_of(i + alike) == low && high_of(i + alike) == high) ++alike;
+            if (kQueries > 2 && alike == 4) together(std::integral_constant<int, kQueries>{});
+            else if (kQueries > 2 && alike == 3) together(std::integral_constant<int, kQueries - 1>{});
+            else if (alike == 2) together(std::integral_constant<int, 2>{});
+            else together(std::integral_constant<int, 1>{});
         }
     }
 }

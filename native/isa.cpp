@@ -8,6 +8,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(CIERZO_NEON) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace cierzo {
 
@@ -41,6 +45,16 @@ std::string against_amx() {
 }
 #endif
 
+#ifdef CIERZO_NEON
+bool has_dot_products() {
+#ifdef __linux__
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return true;  // every processor of Apple's computers
+#endif
+}
+#endif
+
 }  // namespace
 
 std::vector<Candidate> candidates() {
@@ -54,6 +68,9 @@ std::vector<Candidate> candidates() {
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     all.push_back({&kAvx2, avx2 ? "" : "the processor has no AVX2"});
+#endif
+#ifdef CIERZO_NEON
+    all.push_back({&kNeon, has_dot_products() ? "" : "the processor has no dot products of bytes (ARMv8.2)"});
 #endif
     all.push_back({&kPortable, ""});
     return all;

@@ -8,6 +8,7 @@ namespace cierzo {
 
 constexpr int kKeyTile = 64;     // keys are attended in tiles that start at multiples of 64 positions
 constexpr int kQueryBlock = 16;  // rows of one sequence that share a loaded tile
+constexpr int kMostQueries = 4;  // are computed side by side
 // Keys are summed up chunk by chunk, chunks beginning at multiples of this position, so that threads can share one query's.
 constexpr int64_t kKeyChunk = 1024;
 
@@ -94,7 +95,7 @@ constexpr size_t padded_to(size_t n, size_t unit) { return (n + unit - 1) / unit
 
 inline size_t attention_scratch(int n_heads, int n_kv_heads, int head_dim) {
     const size_t width = padded_to(head_dim, 16), queries = size_t(kQueryBlock) * (n_heads / n_kv_heads);
-    return 2 * kKeyTile * width + queries * width + 2 * kKeyTile;
+    return 2 * kKeyTile * width + queries * width + kMostQueries * kKeyTile;
 }
 
 extern const Kernels kPortable;
@@ -103,6 +104,9 @@ extern const Kernels kAvx2, kAvx512;
 #ifdef CIERZO_AMX
 extern const Kernels kAmx;
 #endif
+#endif
+#ifdef CIERZO_NEON
+extern const Kernels kNeon;
 #endif
 
 }  // namespace cierzo

@@ -1,5 +1,11 @@
 # Adds the kernels in `folder` of each instruction set that this processor may have, with the flags that a file needs.
 function(cierzo_instruction_sets target folder)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+    target_sources(${target} PRIVATE ${folder}/kernels_neon.cpp)
+    target_compile_definitions(${target} PRIVATE CIERZO_NEON)
+    set_source_files_properties(${folder}/kernels_neon.cpp PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")
+    return()
+  endif()
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     return()
   endif()

@@ -12,7 +12,7 @@ namespace cierzo::CIERZO_TARGET {
 struct F32x16 {
     __m256 lo, hi;
 };
-constexpr int kWide = 2;  // of them, for each of two rows, fit the registers beside what they are multiplied with
+constexpr int kWide = 2, kQueries = 2;  // kWide of them for each of kQueries fit the registers, beside what they are multiplied with
 struct I32x16 {
     __m256i lo, hi;
 };

@@ -12,7 +12,7 @@ namespace cierzo::CIERZO_TARGET {
 struct F32x16 {
     __m512 v;
 };
-constexpr int kWide = 4;  // of them, for each of two rows, fit the registers beside what they are multiplied with
+constexpr int kWide = 4, kQueries = 4;  // kWide of them for each of kQueries fit the registers, beside what they are multiplied with
 struct I32x16 {
     __m512i v;
 };

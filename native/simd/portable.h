@@ -13,7 +13,7 @@ namespace cierzo::CIERZO_TARGET {
 struct F32x16 {
     float lane[16];
 };
-constexpr int kWide = 2;  // of them, for each of two rows, fit the registers beside what they are multiplied with
+constexpr int kWide = 2, kQueries = 2;  // kWide of them for each of kQueries fit the registers, beside what they are multiplied with
 struct I32x16 {
     int32_t lane[16];
 };
