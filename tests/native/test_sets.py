@@ -1,4 +1,4 @@
-"""The kernels without Python: instruction sets of this machine, and ARM's in an emulator, against plain C++, bit for bit."""
+"""The kernels without Python: sets of this machine, and ARM's in an emulator, against plain C++, bit for bit."""
 
 import shutil
 import subprocess
