@@ -129,12 +129,13 @@ def layer_weights(model: Path) -> int:
 def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, dict[str, float]]]:
     results = {engine: Result() for engine in options.engines}
     settings = {engine: SETTINGS[engine] for engine in options.engines}
-    if options.cierzo_model:
-        settings["cierzo"] = [{"model": str(options.cierzo_model)}]
+    own: dict[str, Any] = {"model": str(options.cierzo_model)} if options.cierzo_model else {}
+    settings["cierzo"] = [own | ({"cache_tokens": options.cierzo_cache} if options.cierzo_cache else {})]
     best: dict[str, dict[str, float]] = {"read": {}, "matrix": {}}
-    with model.open("rb") as file:  # into the page cache
-        while file.read(1 << 24):
-            pass
+    for path in [model, *(options.cierzo_model.glob("*.safetensors") if options.cierzo_model else ())]:
+        with path.open("rb") as file:  # into the page cache
+            while file.read(1 << 24):
+                pass
     for number in range(options.rounds):
         for kind, rates in limits(options).items():
             for way, rate in rates.items():
@@ -185,6 +186,9 @@ def main() -> None:
         "--deep", type=int, default=0, help="tokens of a very long prompt, to be decoded after; 0 for none"
     )
     parser.add_argument("--cierzo-model", type=Path, metavar="FOLDER", help="packed, of the shape of --model's file")
+    parser.add_argument(
+        "--cierzo-cache", type=int, metavar="TOKENS", help="of Cierzo's cache; default: twice what is asked"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that one process may take")
     parser.add_argument("--rivals", type=Path, default=Path.home() / ".cache" / "cierzo-rivals", metavar="FOLDER")

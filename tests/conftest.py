@@ -13,8 +13,10 @@ from cierzo.weights.pull import FetchError, resolve_model
 torch.set_num_threads(1)
 
 # The same examples in every run, so that nobody's change fails by chance; new ones with --hypothesis-profile=explore.
-hypothesis.settings.register_profile("fixed", derandomize=True)
-hypothesis.settings.register_profile("explore", derandomize=False)
+# A busy machine is no fault of a test's.
+_slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("fixed", derandomize=True, suppress_health_check=_slow)
+hypothesis.settings.register_profile("explore", derandomize=False, suppress_health_check=_slow)
 hypothesis.settings.load_profile("fixed")
 
 _left = pytest.StashKey[list[str]]()

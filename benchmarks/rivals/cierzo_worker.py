@@ -1,6 +1,7 @@
 """Cierzo, measured through its public face. See worker.py.
 
-A setting may name a `model` of its own: a packed folder of the shape that the rivals' file has.
+A setting may name a `model` of its own, a packed folder of the shape that the rivals' file has, and `cache_tokens`: a
+window bounds what is needed, but blocks of the past are kept for the next prompt while the cache has room.
 """
 
 import os
@@ -24,7 +25,8 @@ class Cierzo:
 
         torch.set_num_threads(job.threads)
         model = job.setting.get("model", job.model)
-        self._llm = cierzo.LLM(model, max_seq_len=job.longest + job.streams, cache_tokens=2 * job.most_tokens)
+        cache_tokens = job.setting.get("cache_tokens", 2 * job.most_tokens)
+        self._llm = cierzo.LLM(model, max_seq_len=job.longest + job.streams, cache_tokens=cache_tokens)
         self.versions = {
             "cierzo": cierzo.__version__,
             "torch": torch.__version__,

@@ -89,6 +89,13 @@ def test_inspect_names_what_is_wrong(folder: Path) -> None:
         run("inspect", str(folder))
 
 
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed is told, and need not be right."""
+    monkeypatch.setattr("cierzo.weights.fit._SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("briefly")
 def test_fit_says_what_a_model_takes(folder: Path) -> None:
     out, _ = run("fit", str(folder), "--context", "32")
     assert "2 layers of 32" in out
@@ -99,6 +106,7 @@ def test_fit_says_what_a_model_takes(folder: Path) -> None:
             run("fit", str(folder), "--context", wrong)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_fit_of_a_model_in_few_bits_is_of_it_as_it_is(folder: Path, tmp_path: Path) -> None:
     quantize_model(folder, tmp_path / "packed", format="q4")
     out, _ = run("fit", str(tmp_path / "packed"), "--context", "32")
