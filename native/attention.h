@@ -21,11 +21,33 @@ inline F32x16 load_cached(const float* p) { return load(p); }
 inline F32x16 load_cached(const uint16_t* p) { return load_bf16(p); }
 inline F32x16 load_cached(const int8_t* p) { return load_int8(p); }
 
-// Keys [from, to) of the tile at position `tile`: transposed into kt [head_dim][64], values into vt [64][width].
+// Where the tokens from a position on lie in the cache, one after the other.
+class Slots {
+public:
+    Slots(const Attention& job, int64_t position)
+        : job_(job), block_(job.blocks + position / job.block_size - job.first_block), at_(position % job.block_size) {}
+    size_t next() {
+        const size_t slot = size_t(*block_ * job_.block_size + at_);
+        if (++at_ == job_.block_size) {
+            at_ = 0;
+            ++block_;
+        }
+        return slot;
+    }
+
+private:
+    const Attention& job_;
+    const int32_t* block_;
+    int64_t at_;
+};
+
+// Keys [from, to) of the tile at position `tile`: transposed into kt [head_dim][64], values into vt [64][width]. Of the
+// next tile's keys `ahead` are fetched meanwhile: they lie too far apart for the processor to foresee them.
 template <class T>
-void load_tile(const Attention& job, int head, int64_t tile, int from, int to, float* kt, float* vt) {
+void load_tile(const Attention& job, int head, int64_t tile, int from, int to, int ahead, float* kt, float* vt) {
     const size_t dim = job.head_dim, width = padded_to(dim, 16);
     const size_t of_head = head_width(job.type, dim), row = size_t(job.n_kv_heads) * of_head;
+    const T *all_keys = static_cast<const T*>(job.k) + head * of_head, *all_values = static_cast<const T*>(job.v) + head * of_head;
     const auto numbers = [&](const T* p, size_t c) {
         if (c + 16 <= dim) return load_cached(p + c);
         T staged[16] = {};
@@ -42,13 +64,16 @@ void load_tile(const Attention& job, int head, int64_t tile, int from, int to, f
         }
     };
     const T* keys[kKeyTile];
-    for (int j = from; j < to; ++j) {
-        const int64_t position = tile + j;
-        const int64_t block = job.blocks[position / job.block_size - job.first_block];
-        const size_t at = size_t(block * job.block_size + position % job.block_size) * row + head * of_head;
-        keys[j] = static_cast<const T*>(job.k) + at;
-        const T* v = static_cast<const T*>(job.v) + at;
-        for (size_t c = 0; c < width; c += 16) store(vt + j * width + c, part(v, c));
+    Slots slots(job, tile + from), next(job, tile + kKeyTile);
+    for (int j = from; j < to; ++j, --ahead) {
+        const size_t at = slots.next() * row;
+        keys[j] = all_keys + at;
+        for (size_t c = 0; c < width; c += 16) store(vt + j * width + c, part(all_values + at, c));
+        if (ahead > 0)
+            for (size_t c = 0, there = next.next() * row; c < of_head; c += 64 / sizeof(T)) {
+                prefetch(all_keys + there + c);
+                prefetch(all_values + there + c);
+            }
     }
     for (int first = from / 16 * 16; first < to; first += 16)
         for (size_t c = 0; c < width; c += 16) {
@@ -157,12 +182,13 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
     const int64_t newest = std::min(job.position + last - 1 - job.start, (chunk + 1) * kKeyChunk - 1);
     for (int64_t tile = oldest / kKeyTile * kKeyTile; tile <= newest; tile += kKeyTile) {
         const int from = int(std::max<int64_t>(0, oldest - tile)), to = int(std::min<int64_t>(kKeyTile, newest + 1 - tile));
+        const int ahead = int(std::min<int64_t>(kKeyTile, newest + 1 - tile - kKeyTile));
         if (job.type == CacheType::float32)
-            load_tile<float>(job, head, tile, from, to, kt, vt);
+            load_tile<float>(job, head, tile, from, to, ahead, kt, vt);
         else if (job.type == CacheType::bfloat16)
-            load_tile<uint16_t>(job, head, tile, from, to, kt, vt);
+            load_tile<uint16_t>(job, head, tile, from, to, ahead, kt, vt);
         else
-            load_tile<int8_t>(job, head, tile, from, to, kt, vt);
+            load_tile<int8_t>(job, head, tile, from, to, ahead, kt, vt);
         // Keys of the tile that a query sees.
         const auto low_of = [&](size_t i) { return int(std::max<int64_t>(0, oldest_of(position_of(i)) - tile)); };
         const auto high_of = [&](size_t i) { return int(std::min<int64_t>(kKeyTile, position_of(i) + 1 - tile)); };
