@@ -10,7 +10,9 @@ STALL = 2.0
 LONGEST = 2.0
 """Seconds for a step when nobody is decoding: newcomers and cancels wait for it."""
 FEWEST = 4
-"""Rows that kernels compute together; fewer prompt tokens cost nearly as much."""
+"""Prompt tokens of a step at least; fewer cost nearly as much."""
+_TOGETHER = (8, 4)
+"""Rows that kernels compute together. A few more cost nearly as much as so many, so steps are whole multiples."""
 _FIRST_CHUNK = 64
 _MIXED = 32
 """Steps with prompts in a row, after which one goes without, so that decoding is measured and not guessed."""
@@ -33,7 +35,9 @@ class StepBudget:
             self._mixed = 0
             return 0
         seconds = (STALL - 1) * self._decode_seconds(decoding) if decoding else LONGEST
-        return max(1, min(self.chunk_size, max(FEWEST, int(seconds / self._token))))
+        tokens = max(1, min(self.chunk_size, max(FEWEST, int(seconds / self._token))))
+        whole = ((decoding + tokens) // rows * rows - decoding for rows in _TOGETHER)
+        return next((fewer for fewer in whole if 2 * fewer >= tokens), tokens)
 
     def observe(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step."""
