@@ -115,7 +115,8 @@ def test_again_edit_and_branches(server: ScriptedServer, new_chat: Any) -> None:
     assert chat.answer() == "Answer to other one, 1 messages."
     chat.press("Branch before", 0)
     assert chat.page.locator("article").count() == 4
-    chat.page.locator("article").last.scroll_into_view_if_needed()  # what is below a phone's screen has no inner text yet
+    # What is below a phone's screen has no inner text yet.
+    chat.page.locator("article").last.scroll_into_view_if_needed()
     assert chat.answer() == "Answer to two, 3 messages."
     assert "Branch 1 of 2" in chat.page.locator("#live").inner_text()
     chat.page.reload()
