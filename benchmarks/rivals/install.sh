@@ -22,5 +22,5 @@ make_venv() { # NAME [PIP OPTION]... PACKAGE
 }
 
 make_venv openvino openvino-genai==2026.4.1.0
-make_venv llama.cpp --no-binary llama-cpp-python llama-cpp-python==0.3.36
+make_venv llama.cpp --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36  # a cached one has other flags
 echo "$("$CXX" --version | head -n 1); $CMAKE_ARGS" >"$folder/llama.cpp/built-with"
