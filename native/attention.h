@@ -25,9 +25,9 @@ inline F32x16 load_cached(const int8_t* p) { return load_int8(p); }
 class Slots {
 public:
     Slots(const Attention& job, int64_t position)
-        : job_(job), block_(job.blocks + position / job.block_size - job.first_block), at_(position % job.block_size) {}
+        : job_(job), block_(position / job.block_size - job.first_block), at_(position % job.block_size) {}
     size_t next() {
-        const size_t slot = size_t(*block_ * job_.block_size + at_);
+        const size_t slot = size_t(job_.blocks[block_] * job_.block_size + at_);
         if (++at_ == job_.block_size) {
             at_ = 0;
             ++block_;
@@ -37,8 +37,7 @@ public:
 
 private:
     const Attention& job_;
-    const int32_t* block_;
-    int64_t at_;
+    int64_t block_, at_;
 };
 
 // Keys [from, to) of the tile at position `tile`: transposed into kt [head_dim][64], values into vt [64][width]. Of the
@@ -211,10 +210,15 @@ inline void attend(const Attention& job, int head, int64_t first, int64_t last, 
             };
             int alike = 1;
             while (alike < kQueries && i + alike < queries && low_of(i + alike) == low && high_of(i + alike) == high) ++alike;
-            if (kQueries > 2 && alike == 4) together(std::integral_constant<int, kQueries>{});
-            else if (kQueries > 2 && alike == 3) together(std::integral_constant<int, kQueries - 1>{});
-            else if (alike == 2) together(std::integral_constant<int, 2>{});
-            else together(std::integral_constant<int, 1>{});
+            static_assert(kQueries == 2 || kQueries == kMostQueries);
+            if (kQueries > 2 && alike == 4)
+                together(std::integral_constant<int, kQueries>{});
+            else if (kQueries > 2 && alike == 3)
+                together(std::integral_constant<int, kQueries - 1>{});
+            else if (alike == 2)
+                together(std::integral_constant<int, 2>{});
+            else
+                together(std::integral_constant<int, 1>{});
         }
     }
 }
