@@ -140,6 +140,19 @@ def test_packed_weights_keep_their_grid(bits: int, tmp_path: Path) -> None:
     assert_same(tensors(tmp_path / "hf"), tensors(tmp_path / "packed"))
 
 
+@pytest.mark.parametrize("own", ["Q4_0", "Q4_1", "Q8_0"])
+def test_a_gguf_files_blocks_are_handed_on(own: str, tmp_path: Path) -> None:
+    config = shape(dim=64, head_dim=16, hidden_dim=96)
+    original = write_gguf(
+        tmp_path / "original.gguf", config, random_weights(config), gguf.GGMLQuantizationType[own]
+    )
+    for kind in ("q8_0", "q4_0"):
+        export_gguf(original, tmp_path / f"{kind}.gguf", kind=kind, vocabulary=VOCABULARY, name="tiny")
+        before, after = (gguf.GGUFReader(path).tensors for path in (original, tmp_path / f"{kind}.gguf"))
+        bytes_before = {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in before}
+        assert {tensor.name: (tensor.tensor_type, tensor.data.tobytes()) for tensor in after} == bytes_before
+
+
 @pytest.mark.parametrize("format", [Format.Q4, Format.Q4M, Format.Q8])
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 64), (37, 96), (1100, 160)])
 def test_blocks_are_what_the_gguf_library_reads(format: Format, outputs: int, inputs: int) -> None:

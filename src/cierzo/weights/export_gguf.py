@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 KINDS = ("f16", "q8_0", "q4_0")
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
+_GRIDS = {"Q4": "Q4_0", "Q4M": "Q4_1", "Q8": "Q8_0"} | {name: name for name in _BLOCK_BYTES}
+"""What packed folders and GGUF files call the formats whose grid a GGUF type has."""
 _THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
 _IN_LAYER = {ours: theirs for theirs, ours in LAYER.items()}
 _EXPERT = {ours: theirs for theirs, ours in EXPERT.items()}
@@ -39,8 +41,8 @@ def export_gguf(
 ) -> None:  # fmt: skip
     """Write a GGUF file with the matrices in one of `KINDS`, and the `tokenizer.*` metadata in `vocabulary`.
 
-    In "q4_0", embeddings and output are Q8_0. Packed weights keep their own grid: Q4 is Q4_0, Q4M is Q4_1, Q8 is Q8_0,
-    to the bit, whatever the `kind` in few bits. Matrices whose rows do not divide by 32 become F16, norms and routers
+    In "q4_0", embeddings and output are Q8_0. Weights on such a grid keep it, to the bit, whatever the `kind` in few
+    bits: packed Q4 is Q4_0, Q4M is Q4_1, Q8 is Q8_0, and a GGUF file's are what they were. Matrices whose rows do not divide by 32 become F16, norms and routers
     F32.
 
     Raises:
@@ -141,10 +143,8 @@ def _plan(
         elif kind == "f16" or shape[1] % GROUP:
             found = Kind.F16
         else:
-            kept = source.kind(ours) if source.quantized else ""  # weights with an adapter are on no grid
-            own = {"Q4": Kind.Q4_0, "Q4M": Kind.Q4_1, "Q8": Kind.Q8_0}.get(kept)
-            wanted = Kind.Q8_0 if kind == "q8_0" or ours in EMBEDDINGS else Kind.Q4_0
-            found = own or wanted
+            kept = _GRIDS.get(source.kind(ours)) if source.quantized else None  # with an adapter, none is kept
+            found = Kind[kept or ("Q8_0" if kind == "q8_0" or ours in EMBEDDINGS else "Q4_0")]
         names, before = plan.setdefault(stored, ([], found))
         if before != found:
             raise CierzoError(f"{source.path}: experts of one layer are in several formats: GGUF keeps them in one")
@@ -163,7 +163,7 @@ def _stored(source: WeightSource, name: str, kind: str) -> Bytes:
     if kind in ("F16", "F32"):
         tensor = checked_finite(source, name).to(torch.float16 if kind == "F16" else torch.float32)
         return as_bytes(finite(name, tensor))
-    if source.quantized and source.kind(name) in ("Q4", "Q4M", "Q8"):
+    if source.quantized and source.kind(name) in _GRIDS:
         return blocks(source.packed(name))
     return blocks(quantize(checked_finite(source, name), Format.Q8 if kind == "Q8_0" else Format.Q4))
 
