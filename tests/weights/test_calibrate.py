@@ -139,6 +139,25 @@ def test_scaling_changes_nothing_but_the_rounding(name: str, tmp_path: Path) -> 
         torch.testing.assert_close(layer.forward(x), y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
 
 
+def test_an_expert_is_rounded_for_the_tokens_that_go_to_it(tmp_path: Path) -> None:
+    config = MODELS["mixtral"]
+    source = open_source(write_consolidated(tmp_path / "m", config, random_weights(config)))
+    layer = Layer(config, 0, load_layer(source, 0))
+    states = [torch.randn(60, config.dim, generator=torch.Generator().manual_seed(0))]
+    attended = layer.attended(states[0])
+    normed = torch.nn.functional.rms_norm(attended, [config.dim], layer.weights["ffn_norm.weight"], config.norm_eps)
+    scores = (normed @ layer.weights["feed_forward.gate.weight"].T).double()
+    scores[torch.arange(60), scores.argmin(-1)] = -torch.inf  # two of three experts are chosen
+    shares = scores.softmax(-1).clamp(min=0.1).float()
+    assert (shares == 0.1).sum() >= 60
+    for names, found in layer.stages(states):
+        if "experts" in names[0]:
+            expert = int(names[0].split(".")[2])
+            inputs = normed if names[0].endswith("w1.weight") else layer.hidden(attended, f"experts.{expert}.")
+            counted = inputs * shares[:, expert, None]
+            torch.testing.assert_close(found.sums[0], counted.T @ counted, rtol=1e-4, atol=1e-4)
+
+
 def logits(path: Path, ids: list[list[int]], **options: Any) -> Tensor:
     model = load_model(path, **options)
     with torch.inference_mode():

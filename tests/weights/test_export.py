@@ -143,9 +143,7 @@ def test_packed_weights_keep_their_grid(bits: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("own", ["Q4_0", "Q4_1", "Q8_0"])
 def test_a_gguf_files_blocks_are_handed_on(own: str, tmp_path: Path) -> None:
     config = shape(dim=64, head_dim=16, hidden_dim=96)
-    original = write_gguf(
-        tmp_path / "original.gguf", config, random_weights(config), gguf.GGMLQuantizationType[own]
-    )
+    original = write_gguf(tmp_path / "original.gguf", config, random_weights(config), gguf.GGMLQuantizationType[own])
     for kind in ("q8_0", "q4_0"):
         export_gguf(original, tmp_path / f"{kind}.gguf", kind=kind, vocabulary=VOCABULARY, name="tiny")
         before, after = (gguf.GGUFReader(path).tensors for path in (original, tmp_path / f"{kind}.gguf"))

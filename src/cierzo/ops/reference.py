@@ -165,8 +165,7 @@ def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *,
     Each token goes to its `chosen` best experts by gate [experts, D], weighted by a softmax over those alone.
     """
     h = rms_norm(x, norm, eps)
-    scores, picks = linear(h, gate).float().topk(chosen, -1)
-    weights = scores.softmax(-1).type_as(x)
+    weights, picks = routed(h, gate, chosen)
     out = torch.zeros_like(h)
     for number, (w1, w2, w3) in enumerate(experts):
         tokens, nth = torch.where(picks == number)
@@ -175,6 +174,12 @@ def mixture(x: Tensor, norm: Tensor, gate: Tensor, experts: Sequence[Expert], *,
             answer = linear(F.silu(linear(mine, w1)) * linear(mine, w3), w2)
             out = out.index_add(0, tokens, answer * weights[tokens, nth].unsqueeze(-1))
     return x + out
+
+
+def routed(h: Tensor, gate: Tensor, chosen: int) -> tuple[Tensor, Tensor]:
+    """Which experts each token goes to, and what each of them counts, both [T, chosen], for normed tokens h [T, D]."""
+    scores, picks = linear(h, gate).float().topk(chosen, -1)
+    return scores.softmax(-1).type_as(h), picks
 
 
 def logits(x: Tensor, norm: Tensor, output: Weight, rows: Tensor | None, *, eps: float) -> Tensor:

@@ -42,8 +42,8 @@ def export_gguf(
     """Write a GGUF file with the matrices in one of `KINDS`, and the `tokenizer.*` metadata in `vocabulary`.
 
     In "q4_0", embeddings and output are Q8_0. Weights on such a grid keep it, to the bit, whatever the `kind` in few
-    bits: packed Q4 is Q4_0, Q4M is Q4_1, Q8 is Q8_0, and a GGUF file's are what they were. Matrices whose rows do not divide by 32 become F16, norms and routers
-    F32.
+    bits: packed Q4 is Q4_0, Q4M is Q4_1, Q8 is Q8_0, and a GGUF file's are what they were. Matrices whose rows do not
+    divide by 32 become F16, norms and routers F32.
 
     Raises:
         CierzoError: `out` exists, cannot be written, or the model has no form there.

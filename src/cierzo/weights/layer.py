@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from cierzo.model import ModelConfig
@@ -9,6 +10,9 @@ from cierzo.ops import Expert, PackedContext, reference
 from cierzo.weights.gptq import Moments
 from cierzo.weights.load import checked_finite, is_matrix
 from cierzo.weights.source import WeightSource
+
+_ELSEWHERE = 0.1
+"""What a token counts at least for an expert that it does not go to: an expert may see few tokens of a short text."""
 
 Weights = dict[str, Tensor]
 """A layer's, by their names inside it: `attention.wq.weight`."""
@@ -56,6 +60,14 @@ class Layer:
         w1, w3 = (self.weights[f"feed_forward.{expert}w{n}.weight"] for n in (1, 3))
         return reference.gate_up(x, self.weights["ffn_norm.weight"], w1, w3, eps=self.config.norm_eps)
 
+    def shares(self, x: Tensor) -> Tensor:
+        """What each token of x after attention counts for each feed-forward [T, experts]: the router's weight, or 1."""
+        if self.config.moe is None:
+            return torch.ones(len(x), 1)
+        h, gate = self.normed(x, "ffn_norm"), self.weights["feed_forward.gate.weight"]
+        weights, picks = reference.routed(h, gate, self.config.moe.num_experts_per_tok)
+        return torch.zeros(len(x), len(self.experts)).scatter_(1, picks, weights).clamp_(min=_ELSEWHERE)
+
     def fed(self, x: Tensor) -> Tensor:
         """What the layer leaves, for x after attention."""
         if self.config.moe is None:
@@ -84,12 +96,14 @@ class Layer:
         for index, x in enumerate(states):
             states[index] = reference.project_out(mixed[index], w["attention.wo.weight"], x)
         del mixed
-        normed = (self.normed(x, "ffn_norm") for x in states)
-        gates = [f"feed_forward.{expert}w{n}.weight" for expert in self.experts for n in (1, 3)]
-        yield gates, moments(config.dim, normed)
-        for expert in self.experts:
+        shares = [self.shares(x) for x in states]
+        for number, expert in enumerate(self.experts):
+            counts = [share[:, number, None] for share in shares]
+            normed = (self.normed(x, "ffn_norm") * count for x, count in zip(states, counts, strict=True))
+            yield [f"feed_forward.{expert}w{n}.weight" for n in (1, 3)], moments(config.dim, normed)
             hidden = [self.hidden(x, expert) for x in states]
-            yield [f"feed_forward.{expert}w2.weight"], moments(config.hidden_dim, hidden)
+            counted = (h * count for h, count in zip(hidden, counts, strict=True))
+            yield [f"feed_forward.{expert}w2.weight"], moments(config.hidden_dim, counted)
         for index, x in enumerate(states):
             dense = config.moe is None
             states[index] = reference.down(hidden[index], w["feed_forward.w2.weight"], x) if dense else self.fed(x)

@@ -43,9 +43,10 @@ def scale_layer(layer: Layer, states: Sequence[Tensor], grids: Mapping[str, Grid
     for name in [*gates, *(["feed_forward.gate.weight"] if config.moe else [])]:
         w[name] = w[name] * factor
 
-    for expert in layer.experts:
+    shares = [layer.shares(x) for x in after]
+    for number, expert in enumerate(layer.experts):
         up, down = f"feed_forward.{expert}w3.weight", f"feed_forward.{expert}w2.weight"
-        power = _power(layer.hidden(x, expert) for x in after)
+        power = _power(layer.hidden(x, expert) * share[:, number, None] for x, share in zip(after, shares, strict=True))
         factor = _best(power, [down], w, grids)
         w[down] = w[down] * factor
         w[up] = w[up] / factor.unsqueeze(1)
