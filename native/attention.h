@@ -21,117 +21,188 @@ inline F32x16 load_cached(const float* p) { return load(p); }
 inline F32x16 load_cached(const uint16_t* p) { return load_bf16(p); }
 inline F32x16 load_cached(const int8_t* p) { return load_int8(p); }
 
-// Where the tokens from a position on lie in the cache, one after the other.
-class Slots {
-public:
-    Slots(const Attention& job, int64_t position)
-        : job_(job), block_(position / job.block_size - job.first_block), at_(position % job.block_size) {}
-    size_t next() {
-        const size_t slot = size_t(job_.blocks[block_] * job_.block_size + at_);
-        if (++at_ == job_.block_size) {
-            at_ = 0;
-            ++block_;
-        }
-        return slot;
-    }
+inline float number(float x) { return x; }
+inline float number(int8_t x) { return x; }
+inline float number(uint16_t x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
 
-private:
-    const Attention& job_;
-    int64_t block_, at_;
+constexpr int kSixteens = kKeyTile / int(kTokensTogether);
+
+// A head's keys and values of a tile's tokens, sixteen by sixteen: keys [head_dim][16], values [16][stride], as the cache has
+// them, or as a copy in float32. `scales` are those of 8 bits. What begins at null is not there.
+template <class T>
+struct Tile {
+    const T *keys[kSixteens] = {}, *values[kSixteens] = {};
+    size_t stride;
+    const float *key_scales[kSixteens], *value_scales[kSixteens];
+
+    F32x16 key_scale(int n) const {
+        if constexpr (sizeof(T) == 1) return load(key_scales[n]);
+        return broadcast(1);
+    }
+    F32x16 value_scale(int n, int lane) const {
+        if constexpr (sizeof(T) == 1) return broadcast(value_scales[n][lane]);
+        return broadcast(1);
+    }
 };
 
-// Keys [from, to) of the tile at position `tile`: transposed into kt [head_dim][64], values into vt [64][width]. Of the
-// next tile's keys `ahead` are fetched meanwhile: they lie too far apart for the processor to foresee them.
 template <class T>
-void load_tile(const Attention& job, int head, int64_t tile, int from, int to, int ahead, float* kt, float* vt) {
-    const size_t dim = job.head_dim, width = padded_to(dim, 16);
-    const size_t of_head = head_width(job.type, dim), row = size_t(job.n_kv_heads) * of_head;
-    const T *all_keys = static_cast<const T*>(job.k) + head * of_head, *all_values = static_cast<const T*>(job.v) + head * of_head;
-    const auto numbers = [&](const T* p, size_t c) {
-        if (c + 16 <= dim) return load_cached(p + c);
-        T staged[16] = {};
-        std::memcpy(staged, p + c, (dim - c) * sizeof(T));
-        return load_cached(staged);
-    };
-    const auto part = [&](const T* p, size_t c) {  // 16 numbers, zeros beyond head_dim
-        if constexpr (sizeof(T) > 1) {
-            return numbers(p, c);
-        } else {
-            float scale;
-            std::memcpy(&scale, p + dim, sizeof scale);
-            return mul(numbers(p, c), broadcast(scale));
+inline F32x16 numbers(const T* p, F32x16 scale) {
+    const F32x16 x = load_cached(p);
+    return sizeof(T) == 1 ? mul(x, scale) : x;
+}
+
+template <class T, int N>  // of N numbers
+inline void fetch(const T* p) {
+    for (size_t at = 0; at < N; at += 64 / sizeof(T)) prefetch(p + at);
+}
+
+inline size_t slot_of(const Attention& job, int64_t position) {
+    return size_t(job.blocks[position / job.block_size - job.first_block] * job.block_size + position % job.block_size);
+}
+
+// The cache's own sixteens of keys [from, to) of the tile at position `at`, whose blocks hold whole ones.
+template <class T>
+Tile<T> tile_in_cache(const Attention& job, int head, int64_t at, int from, int to) {
+    const size_t dim = job.head_dim, of_head = head_width(job.type, dim);
+    Tile<T> tile;
+    tile.stride = dim;
+    for (int n = from / int(kTokensTogether); n * int(kTokensTogether) < to; ++n) {
+        const size_t there = cached_at(slot_of(job, at + n * int(kTokensTogether)), job.n_kv_heads, head, of_head);
+        tile.keys[n] = static_cast<const T*>(job.k) + there;
+        tile.values[n] = static_cast<const T*>(job.v) + there;
+        if constexpr (sizeof(T) == 1) {
+            tile.key_scales[n] = reinterpret_cast<const float*>(tile.keys[n] + kTokensTogether * dim);
+            tile.value_scales[n] = reinterpret_cast<const float*>(tile.values[n] + kTokensTogether * dim);
         }
-    };
-    const T* keys[kKeyTile];
-    Slots slots(job, tile + from), next(job, tile + kKeyTile);
-    for (int j = from; j < to; ++j, --ahead) {
-        const size_t at = slots.next() * row;
-        keys[j] = all_keys + at;
-        for (size_t c = 0; c < width; c += 16) store(vt + j * width + c, part(all_values + at, c));
-        if (ahead > 0)
-            for (size_t c = 0, there = next.next() * row; c < of_head; c += 64 / sizeof(T)) {
-                prefetch(all_keys + there + c);
-                prefetch(all_values + there + c);
-            }
     }
-    for (int first = from / 16 * 16; first < to; first += 16)
-        for (size_t c = 0; c < width; c += 16) {
-            F32x16 square[16];
-            for (int j = 0; j < 16; ++j) {
-                const bool seen = first + j >= from && first + j < to;
-                square[j] = seen ? part(keys[first + j], c) : broadcast(0);  // masked, but must be numbers
-            }
-            transpose(square);
-            for (int i = 0; i < 16; ++i) store(kt + (c + i) * kKeyTile + first, square[i]);
-        }
+    return tile;
 }
 
-// Scores of N queries [N][width] against keys [first, last) of a tile, whole sixteens, into N rows of 64.
-template <int N>
-inline void score(const float* q, size_t width, const float* kt, size_t dim, int first, int last, float* scores) {
-    int at = first;
-    const auto next = [&](auto lanes) {
-        constexpr int kLanes = decltype(lanes)::value;
-        F32x16 s[N][kLanes];
-        for (int n = 0; n < N; ++n)
-            for (int i = 0; i < kLanes; ++i) s[n][i] = broadcast(0);
+// A tile in the cache as float32, in memory of 2 x [64][width].
+template <class T>
+Tile<float> copied(const Tile<T>& tile, const Tile<T>& next, size_t dim, size_t width, float* memory) {
+    Tile<float> copy;
+    copy.stride = width;
+    for (int n = 0; n < kSixteens; ++n, memory += 2 * kTokensTogether * width) {
+        if (!tile.keys[n]) continue;
+        float *keys = memory, *values = memory + kTokensTogether * width;
         for (size_t c = 0; c < dim; ++c) {
-            const float* keys = kt + c * kKeyTile + at;
-            F32x16 x[N];
-            for (int n = 0; n < N; ++n) x[n] = broadcast(q[n * width + c]);
+            store(keys + c * kTokensTogether, numbers(tile.keys[n] + c * kTokensTogether, tile.key_scale(n)));
+            fetch<T, 16>(next.keys[n] + c * kTokensTogether);
+        }
+        for (int lane = 0; lane < int(kTokensTogether); ++lane)
+            for (size_t c = 0; c < dim; c += 16) {
+                store(values + lane * width + c, numbers(tile.values[n] + lane * dim + c, tile.value_scale(n, lane)));
+                fetch<T, 16>(next.values[n] + lane * dim + c);
+            }
+        copy.keys[n] = keys;
+        copy.values[n] = values;
+    }
+    return copy;
+}
+
+// The same where blocks, or heads, are not whole sixteens.
+template <class T>
+Tile<float> gathered(const Attention& job, int head, int64_t at, int from, int to, size_t width, float* memory) {
+    const size_t dim = job.head_dim, of_head = head_width(job.type, dim);
+    Tile<float> copy;
+    copy.stride = width;
+    std::memset(memory, 0, 2 * kKeyTile * width * sizeof(float));
+    for (int token = from; token < to; ++token) {
+        const size_t slot = slot_of(job, at + token), there = cached_at(slot, job.n_kv_heads, head, of_head);
+        const size_t lane = slot % kTokensTogether, own = token % kTokensTogether, n = token / kTokensTogether;
+        const T *from_keys = static_cast<const T*>(job.k) + there, *from_values = static_cast<const T*>(job.v) + there;
+        float *keys = memory + n * 2 * kTokensTogether * width, *values = keys + kTokensTogether * width;
+        const auto scaled = [&](T x, const T* sixteen) {
+            if constexpr (sizeof(T) > 1) return number(x);
+            float scale;
+            std::memcpy(&scale, sixteen + kTokensTogether * dim + lane * sizeof scale, sizeof scale);
+            return number(x) * scale;
+        };
+        for (size_t c = 0; c < dim; ++c) {
+            keys[c * kTokensTogether + own] = scaled(from_keys[c * kTokensTogether + lane], from_keys);
+            values[own * width + c] = scaled(from_values[lane * dim + c], from_values);
+        }
+        copy.keys[n] = keys;
+        copy.values[n] = values;
+    }
+    return copy;
+}
+
+// Scores of N queries [N][width] against the sixteens [first, last) of a tile, into N rows of 64.
+template <int N, bool kAhead, class T>
+inline void score(const float* q, size_t width, const Tile<T>& tile, size_t dim, int first, int last, const Tile<T>& next,
+                  float* scores) {
+    int at = first;
+    const auto some = [&](auto lanes) {
+        constexpr int kLanes = decltype(lanes)::value;
+        F32x16 s[N][kLanes], scale[kLanes];
+        const T* keys[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+            keys[i] = tile.keys[at + i];
+            scale[i] = tile.key_scale(at + i);
+            for (int n = 0; n < N; ++n) s[n][i] = broadcast(0);
+        }
+        size_t c = 0;
+        for (int part = 0; part < kLanes; ++part) {  // meanwhile the next tile's are fetched, one sixteen after the other
+            const T* ahead = next.keys[at + part];
+            for (const size_t end = part + 1 < kLanes ? dim / kLanes * (part + 1) : dim; c < end; ++c) {
+                if constexpr (kAhead) {
+                    fetch<T, kLanes * 16>(ahead);
+                    ahead += kLanes * 16;
+                }
+                F32x16 x[N];
+                for (int n = 0; n < N; ++n) x[n] = broadcast(q[n * width + c]);
 #pragma GCC unroll 4
-            for (int i = 0; i < kLanes; ++i) {
-                const F32x16 k = load(keys + 16 * i);
+                for (int i = 0; i < kLanes; ++i) {
+                    const F32x16 k = numbers(keys[i] + c * kTokensTogether, scale[i]);
 #pragma GCC unroll 4
-                for (int n = 0; n < N; ++n) s[n][i] = fma(x[n], k, s[n][i]);
+                    for (int n = 0; n < N; ++n) s[n][i] = fma(x[n], k, s[n][i]);
+                }
             }
         }
         for (int n = 0; n < N; ++n)
-            for (int i = 0; i < kLanes; ++i) store(scores + n * kKeyTile + at + 16 * i, s[n][i]);
-        at += 16 * kLanes;
+            for (int i = 0; i < kLanes; ++i) store(scores + n * kKeyTile + 16 * (at + i), s[n][i]);
+        at += kLanes;
     };
-    while (at + 16 * kWide <= last) next(std::integral_constant<int, kWide>{});
-    while (at < last) next(std::integral_constant<int, 1>{});
+    while (at + kWide <= last) some(std::integral_constant<int, kWide>{});
+    while (at < last) some(std::integral_constant<int, 1>{});
 }
 
-// o = o x keep + sum of p[j] v[j] over j in [from, to), of N queries, L x 16 columns at a time.
-template <int N, int L>
-inline void mix(const float* p, const float* vt, size_t width, int from, int to, const float* keep, float* o) {
+// o = o x keep + sum of p[j] v[j] over j in [from, to), of N queries, L x 16 columns from c on.
+template <int N, int L, bool kAhead, class T>
+inline void mix(const float* p, const Tile<T>& tile, size_t c, size_t width, int from, int to, const Tile<T>& next,
+                const float* keep, float* o) {
     F32x16 sum[N][L];
     for (int n = 0; n < N; ++n)
-        for (int i = 0; i < L; ++i) sum[n][i] = mul(load(o + n * width + 16 * i), broadcast(keep[n]));
-    for (int j = from; j < to; ++j) {
-        F32x16 x[N];
-        for (int n = 0; n < N; ++n) x[n] = broadcast(p[n * kKeyTile + j]);
+        for (int i = 0; i < L; ++i) sum[n][i] = mul(load(o + n * width + c + 16 * i), broadcast(keep[n]));
+    for (int j = from; j < to;) {
+        const int sixteen = j / int(kTokensTogether), first = sixteen * int(kTokensTogether);
+        const size_t there = size_t(j - first) * tile.stride + c;
+        const T *values = tile.values[sixteen] + there, *ahead = next.values[sixteen] + there;
+        for (const int end = std::min(first + int(kTokensTogether), to); j < end; ++j, values += tile.stride) {
+            if constexpr (kAhead) {
+                fetch<T, L * 16>(ahead);
+                ahead += tile.stride;
+            }
+            const F32x16 scale = tile.value_scale(sixteen, j - first);
+            F32x16 x[N];
+            for (int n = 0; n < N; ++n) x[n] = broadcast(p[n * kKeyTile + j]);
 #pragma GCC unroll 4
-        for (int i = 0; i < L; ++i) {
-            const F32x16 v = load(vt + j * width + 16 * i);
+            for (int i = 0; i < L; ++i) {
+                const F32x16 v = numbers(values + 16 * i, scale);
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) sum[n][i] = fma(x[n], v, sum[n][i]);
+                for (int n = 0; n < N; ++n) sum[n][i] = fma(x[n], v, sum[n][i]);
+            }
         }
     }
     for (int n = 0; n < N; ++n)
-        for (int i = 0; i < L; ++i) store(o + n * width + 16 * i, sum[n][i]);
+        for (int i = 0; i < L; ++i) store(o + n * width + c + 16 * i, sum[n][i]);
 }
 
 // Scores of one query, keys [low, high) of which it sees, into probabilities relative to the largest score so far; `keep`
@@ -158,69 +229,111 @@ inline size_t query_row(const Attention& job, int head, int64_t first, size_t i)
     return (size_t(first) + i / group) * job.n_heads + size_t(head) * group + i % group;
 }
 
-inline void attend(const Attention& job, int head, int64_t first, int64_t last, int64_t chunk, float* scratch,
-                   AttentionPart part) {
-    const size_t dim = job.head_dim, width = part.width, queries = part.queries;
-    const int group = job.n_heads / job.n_kv_heads;
-    float* kt = scratch;                 // [width][64]
-    float* vt = kt + width * kKeyTile;   // [64][width]
-    float* q = vt + width * kKeyTile;    // [queries][width], scaled
-    float* p = q + queries * width;      // [kQueries][64]
-    float *o = part.sums, *peaks = part.peaks, *totals = part.totals;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    const auto position_of = [&](size_t i) { return job.position + first - job.start + int64_t(i / group); };
-    const auto oldest_of = [&](int64_t at) { return job.window ? std::max<int64_t>(0, at - job.window + 1) : 0; };
-    for (size_t i = 0; i < queries; ++i) {
-        const float* source = job.q + query_row(job, head, first, i) * dim;
-        for (size_t c = 0; c < width; ++c) q[i * width + c] = c < dim ? source[c] * scale : 0;
-        for (size_t c = 0; c < width; ++c) o[i * width + c] = 0;
-        peaks[i] = -std::numeric_limits<float>::infinity();
-        totals[i] = 0;
-    }
-    const int64_t oldest = std::max(oldest_of(position_of(0)), chunk * kKeyChunk);
-    const int64_t newest = std::min(job.position + last - 1 - job.start, (chunk + 1) * kKeyChunk - 1);
-    for (int64_t tile = oldest / kKeyTile * kKeyTile; tile <= newest; tile += kKeyTile) {
-        const int from = int(std::max<int64_t>(0, oldest - tile)), to = int(std::min<int64_t>(kKeyTile, newest + 1 - tile));
-        const int ahead = int(std::min<int64_t>(kKeyTile, newest + 1 - tile - kKeyTile));
-        if (job.type == CacheType::float32)
-            load_tile<float>(job, head, tile, from, to, ahead, kt, vt);
-        else if (job.type == CacheType::bfloat16)
-            load_tile<uint16_t>(job, head, tile, from, to, ahead, kt, vt);
+// What `attend` has of a block of rows: queries [queries][width], scaled, and who sees what.
+struct Queries {
+    const Attention& job;
+    int64_t first;
+    const float* q;
+    AttentionPart part;
+
+    int64_t position(size_t i) const { return job.position + first - job.start + int64_t(i / (job.n_heads / job.n_kv_heads)); }
+    int64_t oldest(size_t i) const { return job.window ? std::max<int64_t>(0, position(i) - job.window + 1) : 0; }
+    // Keys [low, high) of the tile at a position that a query sees.
+    int low(size_t i, int64_t at) const { return int(std::max<int64_t>(0, oldest(i) - at)); }
+    int high(size_t i, int64_t at) const { return int(std::min<int64_t>(kKeyTile, position(i) + 1 - at)); }
+};
+
+// A tile for all queries. Those that see the same keys share what is loaded; with kAhead, the next tile is fetched.
+template <bool kAhead, class T>
+void attend_tile(const Queries& queries, int64_t at, const Tile<T>& tile, const Tile<T>& next, float* p) {
+    const AttentionPart& part = queries.part;
+    const size_t width = part.width;
+    for (size_t i = 0; i < part.queries;) {
+        const int low = queries.low(i, at), high = queries.high(i, at);
+        const auto together = [&](auto count) {
+            constexpr int kCount = decltype(count)::value;
+            if (low < high) {
+                float keep[kCount], *o = part.sums + i * width;
+                score<kCount, kAhead>(queries.q + i * width, width, tile, queries.job.head_dim, low / 16, (high + 15) / 16,
+                                      next, p);
+                for (int n = 0; n < kCount; ++n)
+                    weigh(p + n * kKeyTile, low, high, part.peaks[i + n], part.totals[i + n], keep[n]);
+                size_t c = 0;
+                for (; c + 16 * kWide <= width; c += 16 * kWide)
+                    mix<kCount, kWide, kAhead>(p, tile, c, width, low, high, next, keep, o);
+                for (; c < width; c += 16) mix<kCount, 1, kAhead>(p, tile, c, width, low, high, next, keep, o);
+            }
+            i += kCount;
+        };
+        int alike = 1;
+        while (alike < kQueries && i + alike < part.queries && queries.low(i + alike, at) == low &&
+               queries.high(i + alike, at) == high)
+            ++alike;
+        static_assert(kQueries == 2 || kQueries == kMostQueries);
+        if (kQueries > 2 && alike == 4)
+            together(std::integral_constant<int, kQueries>{});
+        else if (kQueries > 2 && alike == 3)
+            together(std::integral_constant<int, kQueries - 1>{});
+        else if (alike == 2)
+            together(std::integral_constant<int, 2>{});
         else
-            load_tile<int8_t>(job, head, tile, from, to, ahead, kt, vt);
-        // Keys of the tile that a query sees.
-        const auto low_of = [&](size_t i) { return int(std::max<int64_t>(0, oldest_of(position_of(i)) - tile)); };
-        const auto high_of = [&](size_t i) { return int(std::min<int64_t>(kKeyTile, position_of(i) + 1 - tile)); };
-        for (size_t i = 0; i < queries;) {
-            // Queries that see the same keys share what is loaded.
-            const int low = low_of(i), high = high_of(i);
-            const auto together = [&](auto count) {
-                constexpr int kCount = decltype(count)::value;
-                if (low < high) {
-                    float keep[kCount];
-                    score<kCount>(q + i * width, width, kt, dim, low / 16 * 16, (high + 15) / 16 * 16, p);
-                    for (int n = 0; n < kCount; ++n)
-                        weigh(p + n * kKeyTile, low, high, peaks[i + n], totals[i + n], keep[n]);
-                    size_t c = 0;
-                    for (; c + 16 * kWide <= width; c += 16 * kWide)
-                        mix<kCount, kWide>(p, vt + c, width, low, high, keep, o + i * width + c);
-                    for (; c < width; c += 16) mix<kCount, 1>(p, vt + c, width, low, high, keep, o + i * width + c);
-                }
-                i += kCount;
-            };
-            int alike = 1;
-            while (alike < kQueries && i + alike < queries && low_of(i + alike) == low && high_of(i + alike) == high) ++alike;
-            static_assert(kQueries == 2 || kQueries == kMostQueries);
-            if (kQueries > 2 && alike == 4)
-                together(std::integral_constant<int, kQueries>{});
-            else if (kQueries > 2 && alike == 3)
-                together(std::integral_constant<int, kQueries - 1>{});
-            else if (alike == 2)
-                together(std::integral_constant<int, 2>{});
-            else
-                together(std::integral_constant<int, 1>{});
+            together(std::integral_constant<int, 1>{});
+    }
+}
+
+template <class T>
+void attend_as(const Attention& job, int head, int64_t last, int64_t chunk, const Queries& queries, float* memory, float* p) {
+    const size_t dim = job.head_dim, width = queries.part.width;
+    const int64_t oldest = std::max(queries.oldest(0), chunk * kKeyChunk);
+    const int64_t newest = std::min(job.position + last - 1 - job.start, (chunk + 1) * kKeyChunk - 1);
+    const auto in_cache = [&](int64_t at) {
+        const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
+        return tile_in_cache<T>(job, head, at, int(from), int(to));
+    };
+    const bool whole = job.block_size % int64_t(kTokensTogether) == 0 && dim % 16 == 0;
+    Tile<T> next = whole ? in_cache(oldest / kKeyTile * kKeyTile) : Tile<T>{};
+    for (int64_t at = oldest / kKeyTile * kKeyTile; at <= newest; at += kKeyTile) {
+        if (!whole) {
+            const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
+            const Tile<float> tile = gathered<T>(job, head, at, int(from), int(to), width, memory);
+            attend_tile<false>(queries, at, tile, tile, p);
+            continue;
+        }
+        const Tile<T> tile = next;
+        Tile<T> ahead = next = in_cache(at + kKeyTile);
+        for (int n = 0; n < kSixteens; ++n)
+            if (!ahead.keys[n]) ahead.keys[n] = tile.keys[n], ahead.values[n] = tile.values[n];  // nothing to fetch
+        // Few queries read the cache itself; for more, numbers are converted once.
+        if (queries.part.queries <= 2 * kQueries) {
+            attend_tile<true>(queries, at, tile, ahead, p);
+        } else {
+            const Tile<float> copy = copied(tile, ahead, dim, width, memory);
+            attend_tile<false>(queries, at, copy, copy, p);
         }
     }
+}
+
+inline void attend(const Attention& job, int head, int64_t first, int64_t last, int64_t chunk, float* scratch,
+                   AttentionPart part) {
+    const size_t dim = job.head_dim, width = part.width;
+    float* memory = scratch;                     // 2 x [64][width]
+    float* q = memory + 2 * kKeyTile * width;    // [queries][width], scaled
+    float* p = q + part.queries * width;         // [kQueries][64]
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    for (size_t i = 0; i < part.queries; ++i) {
+        const float* source = job.q + query_row(job, head, first, i) * dim;
+        for (size_t c = 0; c < width; ++c) q[i * width + c] = c < dim ? source[c] * scale : 0;
+        for (size_t c = 0; c < width; ++c) part.sums[i * width + c] = 0;
+        part.peaks[i] = -std::numeric_limits<float>::infinity();
+        part.totals[i] = 0;
+    }
+    const Queries queries{job, first, q, part};
+    if (job.type == CacheType::float32)
+        attend_as<float>(job, head, last, chunk, queries, memory, p);
+    else if (job.type == CacheType::bfloat16)
+        attend_as<uint16_t>(job, head, last, chunk, queries, memory, p);
+    else
+        attend_as<int8_t>(job, head, last, chunk, queries, memory, p);
 }
 
 inline void add_part(AttentionPart part, AttentionPart next) {

@@ -11,7 +11,7 @@
 namespace cierzo {
 
 struct Cache {
-    void *k, *v;  // [n_blocks x block_size, n_kv_heads, head_width]
+    void *k, *v;  // of n_blocks x block_size tokens, see kTokensTogether
     CacheType type;
 };
 

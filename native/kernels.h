@@ -14,16 +14,25 @@ constexpr int64_t kKeyChunk = 1024;
 
 enum class CacheType : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
-// Elements that a head's keys or values of one token take: behind 8-bit ones lies their float32 scale.
+// A head's keys of 16 tokens (slots) of the cache lie together, [head_dim][16], and so do its values, [16][head_dim]; behind
+// 8-bit ones lie their 16 scales, float32.
+constexpr size_t kTokensTogether = 16;
+
+// Elements that a head's keys or values of one token take.
 constexpr size_t head_width(CacheType type, size_t head_dim) {
     return head_dim + (type == CacheType::int8 ? sizeof(float) : 0);
+}
+
+// Where a head's begin of the 16 tokens with a slot.
+constexpr size_t cached_at(size_t slot, size_t n_kv_heads, size_t head, size_t width) {
+    return (slot / kTokensTogether * n_kv_heads + head) * kTokensTogether * width;
 }
 
 // One sequence's attention: its rows [start, stop) of the step stand at positions from `position` on.
 struct Attention {
     const float* q;  // [T, n_heads, head_dim]
     float* out;      // as q
-    const void *k, *v;  // the layer's cache, [blocks x block_size, n_kv_heads, head_width]
+    const void *k, *v;  // the layer's cache, see kTokensTogether
     CacheType type;
     int n_heads, n_kv_heads, head_dim;
     int64_t window;  // keys that a query sees; 0 for all

@@ -70,38 +70,6 @@ inline float largest(F32x16 a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-inline void transpose_eight(__m256 (&r)[8]) {
-    __m256 t[8], u[8];
-    for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
-            u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xEE);
-        }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-    }
-}
-// Lane j of rows[i] to lane i of rows[j].
-inline void transpose(F32x16 (&rows)[16]) {
-    __m256 quarter[4][8];
-    for (int i = 0; i < 8; ++i) {
-        quarter[0][i] = rows[i].lo;
-        quarter[1][i] = rows[i].hi;
-        quarter[2][i] = rows[8 + i].lo;
-        quarter[3][i] = rows[8 + i].hi;
-    }
-    for (auto& eight : quarter) transpose_eight(eight);
-    for (int i = 0; i < 8; ++i) {
-        rows[i] = {quarter[0][i], quarter[2][i]};
-        rows[8 + i] = {quarter[1][i], quarter[3][i]};
-    }
-}
-
 inline __m256 bf16_to_float(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 inline F32x16 load_bf16(const uint16_t* p) {
     return {bf16_to_float(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),

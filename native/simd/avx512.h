@@ -53,28 +53,6 @@ inline float largest(F32x16 a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// Lane j of rows[i] to lane i of rows[j].
-inline void transpose(F32x16 (&rows)[16]) {
-    __m512 t[16], u[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
-        t[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {  // u[i + n]: of rows i..i+3, lanes n, n + 4, n + 8, n + 12
-            u[i + 2 * j] = _mm512_shuffle_ps(t[i + j], t[i + 2 + j], 0x44);
-            u[i + 2 * j + 1] = _mm512_shuffle_ps(t[i + j], t[i + 2 + j], 0xEE);
-        }
-    for (int n = 0; n < 4; ++n) {
-        const __m512 a = _mm512_shuffle_f32x4(u[n], u[4 + n], 0x88), b = _mm512_shuffle_f32x4(u[n], u[4 + n], 0xDD);
-        const __m512 c = _mm512_shuffle_f32x4(u[8 + n], u[12 + n], 0x88), d = _mm512_shuffle_f32x4(u[8 + n], u[12 + n], 0xDD);
-        rows[n].v = _mm512_shuffle_f32x4(a, c, 0x88);
-        rows[8 + n].v = _mm512_shuffle_f32x4(a, c, 0xDD);
-        rows[4 + n].v = _mm512_shuffle_f32x4(b, d, 0x88);
-        rows[12 + n].v = _mm512_shuffle_f32x4(b, d, 0xDD);
-    }
-}
-
 inline F32x16 load_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};

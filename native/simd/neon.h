@@ -94,27 +94,6 @@ inline float reduce(F32x16 a, Two two) {
 inline float sum(F32x16 a) { return reduce(a, [](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }); }
 inline float largest(F32x16 a) { return reduce(a, greater); }
 
-inline void transpose_four(float32x4_t& a, float32x4_t& b, float32x4_t& c, float32x4_t& d) {
-    const float32x4x2_t ab = vtrnq_f32(a, b), cd = vtrnq_f32(c, d);
-    a = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
-    b = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
-    c = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
-    d = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
-}
-// Lane j of rows[i] to lane i of rows[j].
-inline void transpose(F32x16 (&rows)[16]) {
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j)
-            transpose_four(rows[4 * i].v[j], rows[4 * i + 1].v[j], rows[4 * i + 2].v[j], rows[4 * i + 3].v[j]);
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < i; ++j)
-            for (int k = 0; k < 4; ++k) {
-                const float32x4_t kept = rows[4 * i + k].v[j];
-                rows[4 * i + k].v[j] = rows[4 * j + k].v[i];
-                rows[4 * j + k].v[i] = kept;
-            }
-}
-
 inline F32x16 load_bf16(const uint16_t* p) {
     return each([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }

@@ -99,12 +99,6 @@ inline float largest(F32x16 a) {
     return a.lane[0];
 }
 
-// Lane j of rows[i] to lane i of rows[j].
-inline void transpose(F32x16 (&rows)[16]) {
-    for (int i = 0; i < 16; ++i)
-        for (int j = 0; j < i; ++j) std::swap(rows[i].lane[j], rows[j].lane[i]);
-}
-
 inline F32x16 load_bf16(const uint16_t* p) {
     return each([&](int i) {
         const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;

@@ -10,7 +10,7 @@ from torch import Tensor
 from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, PackedContext, PackedMatrix, Window, attend, native, quantize, reference
 from cierzo.ops.context import BlockTable, KeyValues, PagedCache, PagedContext
-from cierzo.ops.kept import kept, read
+from cierzo.ops.kept import CACHE_TYPES, put, read, side_shape
 from support.kernels import needs_kernels, on_every_isa, paged, random_matrix
 from support.logits import paged_logits
 from support.models import packed_model, tiny_config
@@ -46,23 +46,40 @@ def test_eight_bit_keys_are_kept_as_the_reference_keeps_them(dim: int, heads: in
     norm, x = size * torch.rand(64), torch.randn(5, 64)
     rotation = reference.rotation(torch.arange(5), dim, 10_000.0)
 
-    def sides(dtype: torch.dtype) -> Tensor:
+    def kept(dtype: torch.dtype, exact: Tensor | None = None) -> Tensor:
         context = paged([None], [5], [0], heads, dim, 4, dtype)
-        native.project_qkv(x, norm, w, w, w, eps=0.0, rotation=rotation, context=context, layer=0)
-        rows = context.key_rows(0, 0, 0)
-        return torch.stack([side[rows] for side in context.cache.layers[0]])
+        if exact is None:
+            native.project_qkv(x, norm, w, w, w, eps=0.0, rotation=rotation, context=context, layer=0)
+        else:
+            context.store(0, *exact)
+        return torch.stack(context.read(context.cache.layers[0], 0, 0, 0))
 
-    exact = sides(torch.float32)
+    exact = kept(torch.float32)
     torch.manual_seed(0)
-    got = on_every_isa(lambda: sides(torch.int8))
-    assert torch.equal(got, kept(exact, torch.int8))
+    got = on_every_isa(lambda: kept(torch.int8))
+    assert torch.equal(got, kept(torch.int8, exact))
     step = exact.abs().amax(-1, keepdim=True) / 127
-    assert ((read(got) - exact).abs() <= 0.5001 * step + 1e-30).all()
+    assert ((got - exact).abs() <= 0.5001 * step + 1e-30).all()
+
+
+@pytest.mark.parametrize("keys", [True, False])
+@pytest.mark.parametrize("dtype", CACHE_TYPES.values())
+def test_what_is_put_is_read(dtype: torch.dtype, keys: bool) -> None:
+    side = torch.zeros(side_shape(40, 3, 6, dtype), dtype=dtype)
+    assert side.shape[0] == 3
+    rows, x = torch.randperm(40), torch.randn(40, 3, 6)
+    for part, some in zip(rows.split(7), x.split(7), strict=True):  # what comes later leaves the rest as it is
+        put(side, part, some, keys=keys)
+    close = {torch.float32: 0.0, torch.bfloat16: 0.01, torch.int8: 0.02}[dtype]
+    torch.testing.assert_close(read(side, rows, keys=keys).float(), x, rtol=close, atol=close)
+    assert side.count_nonzero() <= 40 * 3 * (6 + 4 * (dtype is torch.int8))
 
 
 def test_what_is_no_number_stays_none_in_eight_bits() -> None:
     x = torch.tensor([[[1.0, torch.nan]], [[torch.inf, 0.0]], [[1.0, -2.0]]])
-    assert read(kept(x, torch.int8)).isnan().any(-1).flatten().tolist() == [True, True, False]
+    side, rows = torch.zeros(side_shape(3, 1, 2, torch.int8), dtype=torch.int8), torch.arange(3)
+    put(side, rows, x, keys=True)
+    assert read(side, rows, keys=True).isnan().any(-1).flatten().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("window", [None, Window(1500)], ids=["all", "window"])
@@ -148,7 +165,7 @@ def test_a_cache_runs_the_layers_of_whoever_calls() -> None:
         first(tokens, PagedContext(shared, [3], [0], [step]))
         assert torch.equal(second(tokens.int(), PagedContext(shared, [3], [0], [step])), expected)
     narrow = PagedCache([[0, 1]], [1], block_size=4, n_kv_heads=2, head_dim=4, dtype=torch.float32)
-    with torch.inference_mode(), pytest.raises(ValueError, match="is not 4 slots of 2 heads of 8 numbers"):
+    with torch.inference_mode(), pytest.raises(ValueError, match="is not 4 slots of 2 heads of 8"):
         first(tokens, PagedContext(narrow, [3], [0], [step]))
     with pytest.raises(ValueError, match="those that the context keeps"):
         native.attend(torch.zeros(3, 4, 8), shared.layers[0], window=None, context=context, layer=0)
@@ -172,8 +189,9 @@ def test_keys_are_written_where_the_reference_reads_them() -> None:
     ws = [random_matrix(Format.Q8, n, 64) for n in (32, 16, 16)]
     x, norm = torch.randn(8, 64), torch.rand(64)
     angles = native.rotation(context.positions, 8, 1e4)
-    _, kept = native.project_qkv(x, norm, *ws, eps=1e-5, rotation=angles, context=context, layer=0)
-    fast = KeyValues(kept.k.clone(), kept.v.clone())
-    reference.project_qkv(x, norm, *ws, eps=1e-5, rotation=angles, context=context, layer=0)
-    for a, b in zip(fast, kept, strict=True):
+    by: list[KeyValues] = []
+    for ops in (native, reference):
+        _, kv = ops.project_qkv(x, norm, *ws, eps=1e-5, rotation=angles, context=context, layer=0)
+        by.append(KeyValues(*(torch.cat(s) for s in zip(*(context.read(kv, 0, i, 0) for i in (0, 1)), strict=True))))
+    for a, b in zip(*by, strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=0.3, rtol=0.1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cierzo.ops import Format, PackedMatrix, Window, machine, pack, quantize
 from cierzo.ops.context import BlockTable, PagedCache, PagedContext
-from cierzo.ops.kept import kept
+from cierzo.ops.kept import put
 
 kernels = machine().kernels
 needs_kernels = pytest.mark.skipif(kernels is None, reason="no native kernels in this installation")
@@ -49,8 +49,10 @@ def paged(windows: list[Window | None], lengths: list[int], positions: list[int]
         [[layer] for layer in range(len(windows))], [sum(needed)] * len(windows),
         block_size=block, n_kv_heads=heads, head_dim=dim, dtype=dtype,
     )  # fmt: skip
-    for side in (side for layer in cache.layers.values() for side in layer):
-        side.copy_(kept(torch.randn(*side.shape[:2], dim), dtype))
+    rows = torch.arange(sum(needed) * block)
+    for layer in cache.layers.values():
+        for side, keys in zip(layer, (True, False), strict=True):
+            put(side, rows, torch.randn(len(rows), heads, dim), keys=keys)
     tables = []
     for window in windows:
         at, group = 0, []

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cierzo.ops.kept import CACHE_TYPES, head_width, kept
+from cierzo.ops.kept import CACHE_TYPES, put, read, side_shape
 from cierzo.ops.machine import machine
 
 
 class KeyValues(NamedTuple):
-    """Rotated keys and values of one layer, each [rows, n_kv_heads, head_dim], or as a cache keeps them."""
+    """Rotated keys and values of one layer, each [rows, n_kv_heads, head_dim], or as a cache keeps them (`kept`)."""
 
     k: Tensor
     v: Tensor
@@ -46,8 +46,8 @@ class AttentionContext(Protocol):
         """Keep the step's k and v [T, n_kv_heads, head_dim] and return where the layer's attention reads."""
         ...
 
-    def key_rows(self, layer: int, sequence: int, first: int) -> Tensor | slice:
-        """Rows of `store`'s result that hold positions `first` .. last of the sequence, in order."""
+    def read(self, kv: KeyValues, layer: int, sequence: int, first: int) -> KeyValues:
+        """Of `store`'s result, positions `first` .. last of the sequence, in order: [positions, n_kv_heads, head_dim]."""
         ...
 
 
@@ -67,9 +67,9 @@ class PackedContext:
     def store(self, layer: int, k: Tensor, v: Tensor) -> KeyValues:
         return KeyValues(k, v)
 
-    def key_rows(self, layer: int, sequence: int, first: int) -> slice:
+    def read(self, kv: KeyValues, layer: int, sequence: int, first: int) -> KeyValues:
         rows = self.sequences[sequence]
-        return slice(rows.start + first, rows.stop)
+        return KeyValues(*(side[rows.start + first : rows.stop] for side in kv))
 
 
 class PagedCache:
@@ -97,12 +97,15 @@ class PagedCache:
         self.block_size, self.block_counts = block_size, tuple(block_counts)
         self.groups = [tuple(layers) for layers in groups]
         self.group_of_layer = {layer: g for g, layers in enumerate(self.groups) for layer in layers}
-        width = head_width(head_dim, dtype)
         # torch.empty: the operating system gives the pages when a block is first written.
         self.layers = {
             layer: KeyValues(
                 *(
-                    torch.empty(block_counts[g] * block_size, n_kv_heads, width, dtype=dtype, device=device)
+                    torch.empty(
+                        side_shape(block_counts[g] * block_size, n_kv_heads, head_dim, dtype),
+                        dtype=dtype,
+                        device=device,
+                    )
                     for _ in "kv"
                 )
             )
@@ -172,10 +175,11 @@ class PagedContext:
     def store(self, layer: int, k: Tensor, v: Tensor) -> KeyValues:
         own = self.cache.layers[layer]
         rows = self._new_rows[self.cache.group_of_layer[layer]]
-        own.k.index_copy_(0, rows, kept(k.detach(), own.k.dtype))
-        own.v.index_copy_(0, rows, kept(v.detach(), own.v.dtype))
+        put(own.k, rows, k.detach(), keys=True)
+        put(own.v, rows, v.detach(), keys=False)
         return own
 
-    def key_rows(self, layer: int, sequence: int, first: int) -> Tensor:
+    def read(self, kv: KeyValues, layer: int, sequence: int, first: int) -> KeyValues:
         group = self.cache.group_of_layer[layer]
-        return self._cache_rows[group][sequence][first - self.tables[group][sequence].first * self.cache.block_size :]
+        rows = self._cache_rows[group][sequence][first - self.tables[group][sequence].first * self.cache.block_size :]
+        return KeyValues(read(kv.k, rows, keys=True), read(kv.v, rows, keys=False))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cierzo.ops import reference
 from cierzo.ops.context import AttentionContext, KeyValues, PagedContext
-from cierzo.ops.kept import CACHE_TYPES, head_width
+from cierzo.ops.kept import CACHE_TYPES, side_shape
 from cierzo.ops.machine import machine
 from cierzo.ops.packed import PackedMatrix
 from cierzo.ops.reference import Draw, Expert, Rotation, Weight
@@ -58,12 +58,10 @@ def _cache(context: PagedContext, layer: int, n_kv_heads: int, head_dim: int) ->
     cache = context.cache
     kept = cache.layers[layer]
     slots = cache.block_counts[cache.group_of_layer[layer]] * cache.block_size
-    width = head_width(head_dim, kept.k.dtype)
+    shape = side_shape(slots, n_kv_heads, head_dim, kept.k.dtype)
     for side in kept:
-        if side.shape != (slots, n_kv_heads, width) or side.dtype is not kept.k.dtype or not side.is_contiguous():
-            raise ValueError(
-                f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {width} numbers"
-            )
+        if side.shape != shape or side.dtype is not kept.k.dtype or not side.is_contiguous():
+            raise ValueError(f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {head_dim}")
     return kept.k.data_ptr(), kept.v.data_ptr(), list(CACHE_TYPES.values()).index(kept.k.dtype)
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cierzo.ops.context import AttentionContext, KeyValues
-from cierzo.ops.kept import read
 from cierzo.ops.packed import PackedMatrix
 from cierzo.ops.window import Window, first_visible
 
@@ -119,8 +118,8 @@ def attend(q: Tensor, kv: KeyValues, *, window: Window | None, context: Attentio
     out = []
     for index, (start, stop, position) in enumerate(context.sequences):
         first = first_visible(window, position)
-        rows = context.key_rows(layer, index, first)
-        k, v = (read(side[rows]).type_as(q).transpose(0, 1).unsqueeze(0) for side in kv)  # [1, G, keys, C]
+        seen = context.read(kv, layer, index, first)
+        k, v = (side.type_as(q).transpose(0, 1).unsqueeze(0) for side in seen)  # [1, G, keys, C]
         mask = _visible(position, stop - start, first, k.shape[2], window, q.device)
         mixed = F.scaled_dot_product_attention(
             q[start:stop].transpose(0, 1).unsqueeze(0), k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1]
