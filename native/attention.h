@@ -83,30 +83,7 @@ Tile<T> tile_in_cache(const Attention& job, int head, int64_t at, int from, int 
     return tile;
 }
 
-// A tile in the cache as float32, in memory of 2 x [64][width].
-template <class T>
-Tile<float> copied(const Tile<T>& tile, const Tile<T>& next, size_t dim, size_t width, float* memory) {
-    Tile<float> copy;
-    copy.stride = width;
-    for (int n = 0; n < kSixteens; ++n, memory += 2 * kTokensTogether * width) {
-        if (!tile.keys[n]) continue;
-        float *keys = memory, *values = memory + kTokensTogether * width;
-        for (size_t c = 0; c < dim; ++c) {
-            store(keys + c * kTokensTogether, numbers(tile.keys[n] + c * kTokensTogether, tile.key_scale(n)));
-            fetch<T, 16>(next.keys[n] + c * kTokensTogether);
-        }
-        for (int lane = 0; lane < int(kTokensTogether); ++lane)
-            for (size_t c = 0; c < dim; c += 16) {
-                store(values + lane * width + c, numbers(tile.values[n] + lane * dim + c, tile.value_scale(n, lane)));
-                fetch<T, 16>(next.values[n] + lane * dim + c);
-            }
-        copy.keys[n] = keys;
-        copy.values[n] = values;
-    }
-    return copy;
-}
-
-// The same where blocks, or heads, are not whole sixteens.
+// A copy in float32, in memory of 2 x [64][width], where blocks, or heads, are not whole sixteens.
 template <class T>
 Tile<float> gathered(const Attention& job, int head, int64_t at, int from, int to, size_t width, float* memory) {
     const size_t dim = job.head_dim, of_head = head_width(job.type, dim);
@@ -243,7 +220,7 @@ struct Queries {
     int high(size_t i, int64_t at) const { return int(std::min<int64_t>(kKeyTile, position(i) + 1 - at)); }
 };
 
-// A tile for all queries. Those that see the same keys share what is loaded; with kAhead, the next tile is fetched.
+// A tile for all queries, four at a time where those see the same keys; with kAhead, the next tile is fetched meanwhile.
 template <bool kAhead, class T>
 void attend_tile(const Queries& queries, int64_t at, const Tile<T>& tile, const Tile<T>& next, float* p) {
     const AttentionPart& part = queries.part;
@@ -303,13 +280,7 @@ void attend_as(const Attention& job, int head, int64_t last, int64_t chunk, cons
         Tile<T> ahead = next = in_cache(at + kKeyTile);
         for (int n = 0; n < kSixteens; ++n)
             if (!ahead.keys[n]) ahead.keys[n] = tile.keys[n], ahead.values[n] = tile.values[n];  // nothing to fetch
-        // Few queries read the cache itself; for more, numbers are converted once.
-        if (queries.part.queries <= 2 * kQueries) {
-            attend_tile<true>(queries, at, tile, ahead, p);
-        } else {
-            const Tile<float> copy = copied(tile, ahead, dim, width, memory);
-            attend_tile<false>(queries, at, copy, copy, p);
-        }
+        attend_tile<true>(queries, at, tile, ahead, p);
     }
 }
 

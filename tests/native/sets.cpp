@@ -153,7 +153,9 @@ bool rows() {
 }
 
 bool attention() {
-    const int kv_heads = between(1, 3), heads = kv_heads * between(1, 4), dim = 2 * between(1, 70), block = between(1, 20);
+    const int kv_heads = between(1, 3), heads = kv_heads * between(1, 4);
+    const bool whole = between(0, 1);  // sixteens, which kernels read where they are
+    const int dim = whole ? 16 * between(1, 9) : 2 * between(1, 70), block = whole ? 16 * between(1, 3) : between(1, 20);
     const int64_t n = between(1, 40), position = between(0, 3) ? between(0, 300) : between(900, 2500), window = between(0, 1) ? between(1, 200) : 0;
     const int64_t blocks = (position + n + block - 1) / block;
     const size_t sixteens = (size_t(blocks) * block + kTokensTogether - 1) / kTokensTogether * kv_heads, cells = sixteens * kTokensTogether * dim;

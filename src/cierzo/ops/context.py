@@ -47,7 +47,7 @@ class AttentionContext(Protocol):
         ...
 
     def read(self, kv: KeyValues, layer: int, sequence: int, first: int) -> KeyValues:
-        """Of `store`'s result, positions `first` .. last of the sequence, in order: [positions, n_kv_heads, head_dim]."""
+        """Of `store`'s result, positions `first` .. last of the sequence: [positions, n_kv_heads, head_dim]."""
         ...
 
 
@@ -98,19 +98,11 @@ class PagedCache:
         self.groups = [tuple(layers) for layers in groups]
         self.group_of_layer = {layer: g for g, layers in enumerate(self.groups) for layer in layers}
         # torch.empty: the operating system gives the pages when a block is first written.
-        self.layers = {
-            layer: KeyValues(
-                *(
-                    torch.empty(
-                        side_shape(block_counts[g] * block_size, n_kv_heads, head_dim, dtype),
-                        dtype=dtype,
-                        device=device,
-                    )
-                    for _ in "kv"
-                )
-            )
-            for layer, g in self.group_of_layer.items()
-        }
+        self.layers = {}
+        for g, layers in enumerate(self.groups):
+            shape = side_shape(block_counts[g] * block_size, n_kv_heads, head_dim, dtype)
+            for layer in layers:
+                self.layers[layer] = KeyValues(*(torch.empty(shape, dtype=dtype, device=device) for _ in "kv"))
 
     @property
     def device(self) -> torch.device:
