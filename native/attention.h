@@ -21,16 +21,7 @@ inline F32x16 load_cached(const float* p) { return load(p); }
 inline F32x16 load_cached(const uint16_t* p) { return load_bf16(p); }
 inline F32x16 load_cached(const int8_t* p) { return load_int8(p); }
 
-inline float number(float x) { return x; }
-inline float number(int8_t x) { return x; }
-inline float number(uint16_t x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
-constexpr int kSixteens = kKeyTile / int(kTokensTogether);
+constexpr int kSixteens = kKeyTile / int(kMostTogether);
 
 // A head's keys and values of a tile's tokens, sixteen by sixteen: keys [head_dim][16], values [16][stride], as the cache has
 // them, or as a copy in float32. `scales` are those of 8 bits. What begins at null is not there.
@@ -71,42 +62,72 @@ Tile<T> tile_in_cache(const Attention& job, int head, int64_t at, int from, int 
     const size_t dim = job.head_dim, of_head = head_width(job.type, dim);
     Tile<T> tile;
     tile.stride = dim;
-    for (int n = from / int(kTokensTogether); n * int(kTokensTogether) < to; ++n) {
-        const size_t there = cached_at(slot_of(job, at + n * int(kTokensTogether)), job.n_kv_heads, head, of_head);
+    for (int n = from / int(kMostTogether); n * int(kMostTogether) < to; ++n) {
+        const size_t there = cached_at(slot_of(job, at + n * int(kMostTogether)), kMostTogether, job.n_kv_heads, head, of_head);
         tile.keys[n] = static_cast<const T*>(job.k) + there;
         tile.values[n] = static_cast<const T*>(job.v) + there;
         if constexpr (sizeof(T) == 1) {
-            tile.key_scales[n] = reinterpret_cast<const float*>(tile.keys[n] + kTokensTogether * dim);
-            tile.value_scales[n] = reinterpret_cast<const float*>(tile.values[n] + kTokensTogether * dim);
+            tile.key_scales[n] = reinterpret_cast<const float*>(tile.keys[n] + kMostTogether * dim);
+            tile.value_scales[n] = reinterpret_cast<const float*>(tile.values[n] + kMostTogether * dim);
         }
     }
     return tile;
 }
 
-// A copy in float32, in memory of 2 x [64][width], where blocks, or heads, are not whole sixteens.
-template <class T>
-Tile<float> gathered(const Attention& job, int head, int64_t at, int from, int to, size_t width, float* memory) {
-    const size_t dim = job.head_dim, of_head = head_width(job.type, dim);
+inline float number(float x) { return x; }
+inline float number(int8_t x) { return x; }
+inline float number(uint16_t x) {
+    const uint32_t bits = uint32_t(x) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+// A copy in float32, in memory of 2 x [64][width], where blocks, or heads, are not whole sixteens. kRun tokens from a multiple
+// of it on lie side by side. Of the next tile, `ahead` keys are fetched.
+template <int kRun, class T>
+Tile<float> gathered(const Attention& job, int head, int64_t at, int from, int to, int ahead, size_t width, float* memory) {
+    constexpr int sixteen = int(kMostTogether);
+    const size_t dim = job.head_dim, of_head = head_width(job.type, dim), together = tokens_together(job.block_size);
+    const auto first_of = [&](const void* side, size_t slot) {
+        return static_cast<const T*>(side) + cached_at(slot, together, job.n_kv_heads, head, of_head);
+    };
     Tile<float> copy;
     copy.stride = width;
-    std::memset(memory, 0, 2 * kKeyTile * width * sizeof(float));
-    for (int token = from; token < to; ++token) {
-        const size_t slot = slot_of(job, at + token), there = cached_at(slot, job.n_kv_heads, head, of_head);
-        const size_t lane = slot % kTokensTogether, own = token % kTokensTogether, n = token / kTokensTogether;
-        const T *from_keys = static_cast<const T*>(job.k) + there, *from_values = static_cast<const T*>(job.v) + there;
-        float *keys = memory + n * 2 * kTokensTogether * width, *values = keys + kTokensTogether * width;
-        const auto scaled = [&](T x, const T* sixteen) {
-            if constexpr (sizeof(T) > 1) return number(x);
-            float scale;
-            std::memcpy(&scale, sixteen + kTokensTogether * dim + lane * sizeof scale, sizeof scale);
-            return number(x) * scale;
-        };
-        for (size_t c = 0; c < dim; ++c) {
-            keys[c * kTokensTogether + own] = scaled(from_keys[c * kTokensTogether + lane], from_keys);
-            values[own * width + c] = scaled(from_values[lane * dim + c], from_values);
-        }
+    for (int i = from / sixteen * sixteen; i < to; i += kRun) {  // token i and kRun - 1 more
+        const int n = i / sixteen;
+        float *keys = memory + size_t(n) * 2 * sixteen * width, *values = keys + sixteen * width + i % sixteen * width;
         copy.keys[n] = keys;
-        copy.values[n] = values;
+        copy.values[n] = keys + sixteen * width;
+        keys += i % sixteen;
+        if (i < ahead) {
+            const size_t slot = slot_of(job, at + kKeyTile + i), lane = slot % together;
+            for (size_t c = 0; c < kRun * dim; c += 64 / sizeof(T)) {
+                prefetch(first_of(job.k, slot) + c);
+                prefetch(first_of(job.v, slot) + lane * dim + c);
+            }
+        }
+        if (i + kRun <= from) continue;  // may be anything: nobody sees it
+        const size_t slot = slot_of(job, at + i), lane = slot % together;
+        const T *own_keys = first_of(job.k, slot) + lane, *own_values = first_of(job.v, slot) + lane * dim;
+        for (size_t c = 0; c < dim; ++c)
+            for (int r = 0; r < kRun; ++r) keys[c * sixteen + r] = number(own_keys[c * together + r]);
+        for (int r = 0; r < kRun; ++r, own_values += dim, values += width) {
+            size_t c = 0;
+            for (; c + 16 <= dim; c += 16) store(values + c, load_cached(own_values + c));
+            for (; c < dim; ++c) values[c] = number(own_values[c]);
+        }
+        if constexpr (sizeof(T) == 1) {
+            const auto scales = [&](const void* side) {
+                return reinterpret_cast<const float*>(first_of(side, slot) + together * dim) + lane;
+            };
+            values -= kRun * width;
+            for (int r = 0; r < kRun; ++r)
+                for (size_t c = 0; c < dim; ++c) {
+                    keys[c * sixteen + r] *= scales(job.k)[r];
+                    values[r * width + c] *= scales(job.v)[r];
+                }
+        }
     }
     return copy;
 }
@@ -137,7 +158,7 @@ inline void score(const float* q, size_t width, const Tile<T>& tile, size_t dim,
                 for (int n = 0; n < N; ++n) x[n] = broadcast(q[n * width + c]);
 #pragma GCC unroll 4
                 for (int i = 0; i < kLanes; ++i) {
-                    const F32x16 k = numbers(keys[i] + c * kTokensTogether, scale[i]);
+                    const F32x16 k = numbers(keys[i] + c * kMostTogether, scale[i]);
 #pragma GCC unroll 4
                     for (int n = 0; n < N; ++n) s[n][i] = fma(x[n], k, s[n][i]);
                 }
@@ -159,10 +180,10 @@ inline void mix(const float* p, const Tile<T>& tile, size_t c, size_t width, int
     for (int n = 0; n < N; ++n)
         for (int i = 0; i < L; ++i) sum[n][i] = mul(load(o + n * width + c + 16 * i), broadcast(keep[n]));
     for (int j = from; j < to;) {
-        const int sixteen = j / int(kTokensTogether), first = sixteen * int(kTokensTogether);
+        const int sixteen = j / int(kMostTogether), first = sixteen * int(kMostTogether);
         const size_t there = size_t(j - first) * tile.stride + c;
         const T *values = tile.values[sixteen] + there, *ahead = next.values[sixteen] + there;
-        for (const int end = std::min(first + int(kTokensTogether), to); j < end; ++j, values += tile.stride) {
+        for (const int end = std::min(first + int(kMostTogether), to); j < end; ++j, values += tile.stride) {
             if constexpr (kAhead) {
                 fetch<T, L * 16>(ahead);
                 ahead += tile.stride;
@@ -267,12 +288,15 @@ void attend_as(const Attention& job, int head, int64_t last, int64_t chunk, cons
         const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
         return tile_in_cache<T>(job, head, at, int(from), int(to));
     };
-    const bool whole = job.block_size % int64_t(kTokensTogether) == 0 && dim % 16 == 0;
+    const size_t together = tokens_together(job.block_size);
+    const bool whole = together == kMostTogether && dim % 16 == 0;
     Tile<T> next = whole ? in_cache(oldest / kKeyTile * kKeyTile) : Tile<T>{};
     for (int64_t at = oldest / kKeyTile * kKeyTile; at <= newest; at += kKeyTile) {
         if (!whole) {
             const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
-            const Tile<float> tile = gathered<T>(job, head, at, int(from), int(to), width, memory);
+            const auto ahead = int(std::min<int64_t>(kKeyTile, newest + 1 - at - kKeyTile));
+            const auto gather = together % 4 == 0 ? gathered<4, T> : gathered<1, T>;
+            const Tile<float> tile = gather(job, head, at, int(from), int(to), ahead, width, memory);
             attend_tile<false>(queries, at, tile, tile, p);
             continue;
         }

@@ -24,35 +24,38 @@ void rotate(float* x, size_t width, const float* cos, const float* sin, size_t h
         }
 }
 
-// One head's numbers of a token among those of the 16 that it lies with.
+// One head's numbers of a token among those of the tokens that it lies with.
 template <class T>
-void put_head(const T* x, T* sixteen, bool keys, size_t lane, size_t head_dim) {
+void put_head(const T* x, T* group, bool keys, size_t lane, size_t together, size_t head_dim) {
     if (keys)
-        for (size_t c = 0; c < head_dim; ++c) sixteen[c * kTokensTogether + lane] = x[c];
+        for (size_t c = 0; c < head_dim; ++c) group[c * together + lane] = x[c];
     else
-        std::memcpy(sixteen + lane * head_dim, x, head_dim * sizeof(T));
+        std::memcpy(group + lane * head_dim, x, head_dim * sizeof(T));
 }
 
-// A token's heads x [n_heads x head_dim] into a side of the cache.
-void put_cached(const float* x, void* side, bool keys, CacheType type, size_t slot, size_t n_heads, size_t head_dim) {
+// A row's heads x [T, n_heads x head_dim] into a side of the cache.
+void put_cached(const float* x, size_t row, void* side, bool keys, CacheType type, const Tables& tables, size_t n_heads,
+                size_t head_dim) {
     static thread_local std::vector<uint16_t> halves;
     static thread_local std::vector<int8_t> bytes;
     static thread_local std::vector<int32_t> sums;
-    const size_t width = head_width(type, head_dim), lane = slot % kTokensTogether;
+    const size_t width = head_width(type, head_dim), together = tokens_together(tables.block_size);
+    const size_t slot = size_t(tables.slots[row]), lane = slot % together;
+    x += row * n_heads * head_dim;
     for (size_t head = 0; head < n_heads; ++head, x += head_dim) {
-        const size_t at = cached_at(slot, n_heads, head, width);
+        const size_t at = cached_at(slot, together, n_heads, head, width);
         if (type == CacheType::float32) {
-            put_head(x, static_cast<float*>(side) + at, keys, lane, head_dim);
+            put_head(x, static_cast<float*>(side) + at, keys, lane, together, head_dim);
         } else if (type == CacheType::bfloat16) {
             kernels().to_bf16(x, room(halves, head_dim), head_dim);
-            put_head(halves.data(), static_cast<uint16_t*>(side) + at, keys, lane, head_dim);
+            put_head(halves.data(), static_cast<uint16_t*>(side) + at, keys, lane, together, head_dim);
         } else {
             const size_t padded = padded_to(head_dim, kTile);
             int8_t* out = static_cast<int8_t*>(side) + at;
             float scale;
             kernels().quantize(x, head_dim, padded, padded, room(bytes, padded), kTile, &scale, room(sums, padded / kGroup));
-            put_head(bytes.data(), out, keys, lane, head_dim);
-            std::memcpy(out + kTokensTogether * head_dim + lane * sizeof scale, &scale, sizeof scale);
+            put_head(bytes.data(), out, keys, lane, together, head_dim);
+            std::memcpy(out + together * head_dim + lane * sizeof scale, &scale, sizeof scale);
         }
     }
 }
@@ -101,8 +104,8 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
         const float *c = cos + row * head_dim / 2, *s = sin + row * head_dim / 2;
         rotate(q + row * wq.outputs, wq.outputs, c, s, head_dim);
         rotate(k + row * width, width, c, s, head_dim);
-        put_cached(k + row * width, cache.k, true, cache.type, tables.slots[row], width / head_dim, head_dim);
-        put_cached(v + row * width, cache.v, false, cache.type, tables.slots[row], width / head_dim, head_dim);
+        put_cached(k, row, cache.k, true, cache.type, tables, width / head_dim, head_dim);
+        put_cached(v, row, cache.v, false, cache.type, tables, width / head_dim, head_dim);
     };
     spread(n_rows, finish);
 }

@@ -11,7 +11,7 @@
 namespace cierzo {
 
 struct Cache {
-    void *k, *v;  // of n_blocks x block_size tokens, see kTokensTogether
+    void *k, *v;  // of n_blocks x block_size tokens, see tokens_together
     CacheType type;
 };
 

@@ -1,6 +1,7 @@
 // The inner loops of one instruction set. Everything above (threads, fusing, checks) is written once.
 #pragma once
 #include <cstdint>
+#include <numeric>
 
 #include "format.h"
 
@@ -14,25 +15,26 @@ constexpr int64_t kKeyChunk = 1024;
 
 enum class CacheType : int { float32 = 0, bfloat16 = 1, int8 = 2 };
 
-// A head's keys of 16 tokens (slots) of the cache lie together, [head_dim][16], and so do its values, [16][head_dim]; behind
-// 8-bit ones lie their 16 scales, float32.
-constexpr size_t kTokensTogether = 16;
+// Tokens of the cache that lie together: a head's keys of them are [head_dim][16], its values [16][head_dim], and behind 8-bit
+// ones are their 16 scales, float32. In smaller blocks as many as there are.
+constexpr size_t kMostTogether = 16;
+constexpr size_t tokens_together(int64_t block_size) { return std::gcd(size_t(block_size), kMostTogether); }
 
 // Elements that a head's keys or values of one token take.
 constexpr size_t head_width(CacheType type, size_t head_dim) {
     return head_dim + (type == CacheType::int8 ? sizeof(float) : 0);
 }
 
-// Where a head's begin of the 16 tokens with a slot.
-constexpr size_t cached_at(size_t slot, size_t n_kv_heads, size_t head, size_t width) {
-    return (slot / kTokensTogether * n_kv_heads + head) * kTokensTogether * width;
+// Where a head's begin of the tokens that lie with a slot.
+constexpr size_t cached_at(size_t slot, size_t together, size_t n_kv_heads, size_t head, size_t width) {
+    return (slot / together * n_kv_heads + head) * together * width;
 }
 
 // One sequence's attention: its rows [start, stop) of the step stand at positions from `position` on.
 struct Attention {
     const float* q;  // [T, n_heads, head_dim]
     float* out;      // as q
-    const void *k, *v;  // the layer's cache, see kTokensTogether
+    const void *k, *v;  // the layer's cache, see tokens_together
     CacheType type;
     int n_heads, n_kv_heads, head_dim;
     int64_t window;  // keys that a query sees; 0 for all

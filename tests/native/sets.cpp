@@ -155,23 +155,23 @@ bool rows() {
 bool attention() {
     const int kv_heads = between(1, 3), heads = kv_heads * between(1, 4);
     const bool whole = between(0, 1);  // sixteens, which kernels read where they are
-    const int dim = whole ? 16 * between(1, 9) : 2 * between(1, 70), block = whole ? 16 * between(1, 3) : between(1, 20);
+    const int dim = whole ? 16 * between(1, 9) : 4 * between(1, 35), block = whole ? 16 * between(1, 3) : between(1, 20);
     const int64_t n = between(1, 40), position = between(0, 3) ? between(0, 300) : between(900, 2500), window = between(0, 1) ? between(1, 200) : 0;
     const int64_t blocks = (position + n + block - 1) / block;
-    const size_t sixteens = (size_t(blocks) * block + kTokensTogether - 1) / kTokensTogether * kv_heads, cells = sixteens * kTokensTogether * dim;
+    const size_t together = tokens_together(block), groups = size_t(blocks) * block / together * kv_heads;
+    const size_t cells = groups * together * dim, of_group = together * head_width(CacheType::int8, dim);
     const std::vector<float> q = floats(size_t(n) * heads * dim, 2), k = floats(cells), v = floats(cells);
     std::vector<uint16_t> k16(cells), v16(cells);
     kPortable.to_bf16(k.data(), k16.data(), cells);
     kPortable.to_bf16(v.data(), v16.data(), cells);
-    const size_t of_sixteen = kTokensTogether * head_width(CacheType::int8, dim);
-    std::vector<int8_t> k8(sixteens * of_sixteen), v8(k8.size());
+    std::vector<int8_t> k8(groups * of_group), v8(k8.size());
     for (std::vector<int8_t>* side : {&k8, &v8})
-        for (size_t at = 0; at < k8.size(); at += of_sixteen) {
+        for (size_t at = 0; at < k8.size(); at += of_group) {
             int8_t* own = side->data() + at;
-            for (size_t c = 0; c < kTokensTogether * dim; ++c) own[c] = static_cast<int8_t>(between(-127, 127));
-            for (size_t token = 0; token < kTokensTogether; ++token) {
+            for (size_t c = 0; c < together * dim; ++c) own[c] = static_cast<int8_t>(between(-127, 127));
+            for (size_t token = 0; token < together; ++token) {
                 const float scale = static_cast<float>(between(1, 1000)) / 50000.0f;
-                std::memcpy(own + kTokensTogether * dim + token * sizeof scale, &scale, sizeof scale);
+                std::memcpy(own + together * dim + token * sizeof scale, &scale, sizeof scale);
             }
         }
     struct Kept {

@@ -148,7 +148,7 @@ def test_wrong_lengths_and_tables_are_refused() -> None:
     context = paged([Window(4)], [1], [30], 2, 8, 4, torch.float32)
     with pytest.raises(ValueError, match="begin after the oldest visible key"):
         native.attend(torch.zeros(1, 4, 8), context.cache.layers[0], window=None, context=context, layer=0)
-    with pytest.raises(ValueError, match="is not 32 slots of 1 heads of 8"):
+    with pytest.raises(ValueError, match="is not 8 blocks of 4 tokens, 1 heads of 8"):
         native.project_qkv(
             torch.zeros(1, 64), torch.ones(64), w, random_matrix(Format.Q4, 8, 64), random_matrix(Format.Q4, 8, 64),
             eps=1e-5, rotation=native.rotation(torch.tensor([30]), 8, 1e4), context=context, layer=0,

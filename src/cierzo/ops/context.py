@@ -100,7 +100,7 @@ class PagedCache:
         # torch.empty: the operating system gives the pages when a block is first written.
         self.layers = {}
         for g, layers in enumerate(self.groups):
-            shape = side_shape(block_counts[g] * block_size, n_kv_heads, head_dim, dtype)
+            shape = side_shape(block_counts[g], block_size, n_kv_heads, head_dim, dtype)
             for layer in layers:
                 self.layers[layer] = KeyValues(*(torch.empty(shape, dtype=dtype, device=device) for _ in "kv"))
 

@@ -57,11 +57,14 @@ def _cache(context: PagedContext, layer: int, n_kv_heads: int, head_dim: int) ->
     """Addresses of a layer's keys and values, and the number of their type."""
     cache = context.cache
     kept = cache.layers[layer]
-    slots = cache.block_counts[cache.group_of_layer[layer]] * cache.block_size
-    shape = side_shape(slots, n_kv_heads, head_dim, kept.k.dtype)
+    blocks = cache.block_counts[cache.group_of_layer[layer]]
+    shape = side_shape(blocks, cache.block_size, n_kv_heads, head_dim, kept.k.dtype)
     for side in kept:
         if side.shape != shape or side.dtype is not kept.k.dtype or not side.is_contiguous():
-            raise ValueError(f"a cache of {list(side.shape)} is not {slots} slots of {n_kv_heads} heads of {head_dim}")
+            raise ValueError(
+                f"a cache of {list(side.shape)} is not {blocks} blocks of {cache.block_size} tokens, "
+                f"{n_kv_heads} heads of {head_dim}"
+            )
     return kept.k.data_ptr(), kept.v.data_ptr(), list(CACHE_TYPES.values()).index(kept.k.dtype)
 
 
