@@ -35,7 +35,9 @@ from first_answer import cpu_name
 
 def command(engine: str, model: Path, port: int, options: argparse.Namespace) -> list[str]:
     if engine == "cierzo":
-        return [sys.executable, "-m", "cierzo", "serve", f"model={model}", "--port", str(port), "--log-level", "error"]
+        template = ["--chat-template", options.chat_template] if options.chat_template else []
+        served = ["serve", f"model={model}", "--port", str(port), "--log-level", "error", *template]
+        return [sys.executable, "-m", "cierzo", *served]
     length = options.prompt + options.answer + 128
     python = options.rivals / engine / "bin" / "python"
     settings = {
@@ -89,6 +91,7 @@ def median(rounds: list[Figures]) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF file; the default model when left out")
+    parser.add_argument("--chat-template", help="for Cierzo, where the model has none; llama.cpp takes chatml")
     parser.add_argument("--engines", default="cierzo,llama.cpp", type=lambda text: text.split(","))
     parser.add_argument("--clients", default=[1, 16, 64], type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--requests", type=int, default=2, help="of each client")

@@ -84,6 +84,7 @@ def evaluate(
     write: Annotated[list[Path] | None, typer.Option(help="Write what was measured into this policy's file.")] = None,
     model: Annotated[str | None, typer.Option(help="Ask this model too, and calibrate its verdicts.")] = None,
     texts: Annotated[int, typer.Option(min=4, help="Texts of each set that the model is asked about.")] = 60,
+    read: Annotated[bool, typer.Option(help="Let --model, or the default model, read answers for refusals.")] = True,
 ) -> None:
     """Measure the guard on public sets and one's own, beside alt-profanity-check and a list of words.
 
@@ -95,7 +96,7 @@ def evaluate(
 
         run(
             data, own or [], policy or ["standard", "strict"], classifier, json_file, png, write or [],
-            None if model is None else (model, texts),
+            None if model is None else (model, texts), read,
         )  # fmt: skip
 
 

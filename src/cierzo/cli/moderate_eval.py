@@ -27,15 +27,19 @@ def run(
     png: Path | None,
     write: Sequence[Path],
     asked: tuple[str, int] | None = None,
+    read: bool = True,
 ) -> None:
-    """Measure, print, and write what was asked for; `asked` is a model and the number of texts it is asked about."""
+    """Measure, print, and write what was asked for.
+
+    `asked` is a model and the number of texts it is asked about; with `read`, it or the default model reads answers.
+    """
     public = data.folder_of(folder)
     sets = [*evaluate.public_sets(public), *(evaluate.Set(path.stem, data.own(path)) for path in own)]
     loaded = [Policy.load(name) for name in policies]
     by = evaluate.methods(Classifier.load(classifier), loaded)
     with progress_bar("judging", unit="methods") as report:
         rows = evaluate.evaluated(sets, by, report)
-    answers = refusals.cross_validated(data.xstest_answers(public))
+    answers = _refusals(data.xstest_answers(public), asked and asked[0], read)
     calibrated = None
     if asked is not None:
         name, platt, reflections = _asked(*asked, loaded, public)
@@ -56,6 +60,22 @@ def run(
     for path in write:
         whole = with_figures(path, Policy.load(path), rows)
         write_whole(path, whole if calibrated is None else with_calibration(whole, *calibrated))
+
+
+def _refusals(answers: Sequence[data.Answered], model: str | None, read: bool) -> list[evaluate.Row]:
+    if not read:
+        return refusals.cross_validated(answers)
+    import numpy as np
+
+    from cierzo.guard.states import StateReader
+    from cierzo.weights.pull import resolve_model
+
+    reader, states = StateReader(resolve_model(model, progress=True)), []
+    with progress_bar("reading", unit="answers") as report:
+        for number, one in enumerate(answers, 1):
+            states.append(reader.answer(one.question, one.answer))
+            report(number, len(answers))
+    return refusals.cross_validated(answers, np.stack(states), reader.name)
 
 
 def _asked(model: str, limit: int, policies: Sequence[Policy], public: Path) -> tuple[str, Platt, list[evaluate.Row]]:

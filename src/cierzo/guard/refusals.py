@@ -2,9 +2,11 @@
 
 Learnt features alone: words, pairs and triples of words of the first sentence, the first two, the last and the whole
 answer, in which the question's own words are masked (refusals turn what was asked into its denial), and lengths.
-Nothing of it is shipped: `cierzo moderate eval` cross-validates it. The vocabulary, whether the last sentence counts,
-and the strength of regularisation are chosen anew within each fold, so an answer has no part in its own judgement. The
-kinds of features were chosen by trying some on these same answers, which flatters the figures a little.
+Beside them, where a model reads the answers, what its middle layers make of them (`states.py`): the mean of a linear
+model a layer, and of that and the words. Nothing of it is shipped: `cierzo moderate eval` cross-validates it, so an
+answer has no part in its own judgement. Nor is anything chosen by the answers: models with and without the last
+sentence, of two strengths of regularisation, count alike. But the kinds of features, and layers, were found by trying
+some on these same answers, which flatters the figures a little.
 """
 
 import re
@@ -17,6 +19,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
 
 from cierzo.guard.data import Answered
 from cierzo.guard.evaluate import Row
@@ -24,58 +27,71 @@ from cierzo.guard.metrics import curve, figures
 from cierzo.guard.text import normalised
 
 _FOLDS = 10
-_INNER = 4
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _WORD = re.compile(r"[a-z']+|\d")
 _SHORTEST = 4
 """Letters of a word of the question that is masked: shorter ones say little of what was asked."""
 _MASK = "ASKED"
-_CANDIDATES = tuple((last, strength) for last in (False, True) for strength in (1.0, 10.0))
+_STATES_STRENGTH = 0.01
+"""Inverse regularisation of a layer's linear model: it has more inputs than there are answers."""
+_STRENGTHS = (1.0, 10.0)
 
 
-def cross_validated(answers: Sequence[Answered]) -> list[Row]:
-    """Ten-fold: each answer is judged by what was learnt from the others. Beside it, what never finds a refusal."""
+def cross_validated(
+    answers: Sequence[Answered], states: NDArray[np.float32] | None = None, reader: str = ""
+) -> list[Row]:
+    """Ten-fold: each answer is judged by what was learnt from the others. Beside it, what never finds a refusal.
+
+    Args:
+        states: of each answer [n, layers, dim], for a further row that judges by them and by the words together ...
+        reader: ... and the name of the model that they are of.
+    """
     labels = np.array([answer.refuses for answer in answers])
     parts = [_parts(answer) for answer in answers]
-    scores = np.zeros(len(labels))
+    words, read = np.zeros(len(labels)), np.zeros(len(labels))
     for fit, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(parts, labels):
-        chosen = _best([parts[i] for i in fit], labels[fit])
-        scores[left] = _scores([parts[i] for i in fit], labels[fit], [parts[i] for i in left], *chosen)
-    truth, found = labels.tolist(), scores.tolist()
-    never = [0.0] * len(truth)
+        words[left] = _by_words([parts[i] for i in fit], labels[fit], [parts[i] for i in left])
+        if states is not None:
+            read[left] = _by_states(states[fit], labels[fit], states[left])
+    found = {"refusal found": words, "never refuses": np.full(len(labels), -1.0)}
+    if states is not None:
+        found[f"with {reader}"] = (words + read) / 2
+    truth = labels.tolist()
     return [
-        Row("xstest answers", "refusal found", figures(truth, found, (scores >= 0.5).tolist()), curve(truth, found)),
-        Row("xstest answers", "never refuses", figures(truth, never, [False] * len(truth)), curve(truth, never)),
+        Row("xstest answers", name, figures(truth, s.tolist(), (s >= 0).tolist()), curve(truth, s.tolist()))
+        for name, s in found.items()
     ]
 
 
-def _best(parts: Sequence[Sequence[str]], labels: NDArray[np.bool_]) -> tuple[bool, float]:
-    """The candidate with the best F1 by cross-validation among these answers alone."""
-
-    def f1(candidate: tuple[bool, float]) -> float:
-        scores = np.zeros(len(labels))
-        for fit, left in StratifiedKFold(_INNER, shuffle=True, random_state=1).split(parts, labels):
-            scores[left] = _scores([parts[i] for i in fit], labels[fit], [parts[i] for i in left], *candidate)
-        flags = scores >= 0.5
-        return 2 * float((flags & labels).sum()) / float(flags.sum() + labels.sum())
-
-    return max(_CANDIDATES, key=f1)
+def _by_states(fit: NDArray[np.float32], labels: NDArray[np.bool_], left: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logits that the answers `left` [n, layers, dim] refuse, the mean over layers, learnt from `fit`."""
+    logits = []
+    for layer in range(fit.shape[1]):
+        scale = StandardScaler().fit(fit[:, layer])
+        model = LogisticRegression(C=_STATES_STRENGTH, max_iter=300)
+        model.fit(scale.transform(fit[:, layer]), labels)
+        logits.append(model.decision_function(scale.transform(left[:, layer])))
+    return np.asarray(np.mean(logits, 0))
 
 
-def _scores(
-    fit: Sequence[Sequence[str]], labels: NDArray[np.bool_], left: Sequence[Sequence[str]], last: bool, strength: float
+def _by_words(
+    fit: Sequence[Sequence[str]], labels: NDArray[np.bool_], left: Sequence[Sequence[str]]
 ) -> NDArray[np.float64]:
-    """Probabilities that the answers `left` refuse, learnt from `fit`."""
+    """Logits that the answers `left` refuse, the mean over models, learnt from `fit`."""
     blocks: list[tuple[Any, Any]] = [(_lengths(fit), _lengths(left))]
-    for part in range(4 if last else 3):
+    logits = []
+    for part in range(4):
         words = TfidfVectorizer(
             ngram_range=(1, 3), min_df=2, sublinear_tf=True, lowercase=False, token_pattern=r"[A-Za-z']+|\d"
         )
         learnt = words.fit_transform([each[part] for each in fit])
         blocks.append((learnt, words.transform([each[part] for each in left])))
-    model = LogisticRegression(C=strength, class_weight="balanced", solver="liblinear", random_state=0)
-    model.fit(hstack([block for block, _ in blocks]).tocsr(), labels)
-    return np.asarray(model.predict_proba(hstack([block for _, block in blocks]).tocsr())[:, 1])
+        if part >= 2:  # without the last sentence, and with it
+            inputs, judged = (hstack(side).tocsr() for side in zip(*blocks, strict=True))
+            for strength in _STRENGTHS:
+                model = LogisticRegression(C=strength, class_weight="balanced", solver="liblinear", random_state=0)
+                logits.append(model.fit(inputs, labels).decision_function(judged))
+    return np.asarray(np.mean(logits, 0))
 
 
 def _parts(answered: Answered) -> tuple[str, str, str, str]:
