@@ -1,6 +1,6 @@
 """Cierzo's server and llama.cpp's under the same load: requests a minute, tokens a second, times.
 
-    benchmarks/rivals/install.sh                                     once; and its `server` extra
+    benchmarks/rivals/install.sh                                     once
     python benchmarks/serve.py [--model 7b.gguf] [--clients 1,16,64] [--rounds 3]
 
 Each server is started alone, answers a first request, and then meets the load of `cierzo bench serve`: prompts that it

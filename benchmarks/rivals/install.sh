@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the environments of the engines that benchmarks/cpu.py compares Cierzo with, each a venv of its own.
+# Make the environments of the engines that benchmarks compare Cierzo with, each a venv of its own.
 #
 #     benchmarks/rivals/install.sh [FOLDER]          default: ~/.cache/cierzo-rivals
 #
@@ -22,5 +22,6 @@ make_venv() { # NAME [PIP OPTION]... PACKAGE
 }
 
 make_venv openvino openvino-genai==2026.4.1.0
-make_venv llama.cpp --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36  # a cached one has other flags
+# A cached one has other flags; its server is what benchmarks/serve.py loads.
+make_venv llama.cpp --no-cache-dir --no-binary llama-cpp-python 'llama-cpp-python[server]==0.3.36'
 echo "$("$CXX" --version | head -n 1); $CMAKE_ARGS" >"$folder/llama.cpp/built-with"
