@@ -253,6 +253,10 @@ def test_pictures_compare_what_can_be_compared(tmp_path: Path) -> None:
     text, found = pages(tmp_path, one, other)
     assert found == {"scores", "sizes", "cost", "formats"}
     assert "what all runs have measured: PIQA." in text
+    for bare, whole in (("-q4t", ".Q4_1"), ("_F16", "")):
+        one["model"]["name"], other["model"]["name"] = f"small{bare}", f"small{whole}"
+        (tmp_path / bare).mkdir()
+        assert "formats" in pages(tmp_path / bare, one, other)[1]
     other["model"]["name"] = "another"
     (tmp_path / "b").mkdir()
     assert pages(tmp_path / "b", one, other)[1] == {"scores", "sizes", "cost"}  # as many parameters do not make it one

@@ -1,6 +1,7 @@
 """A report of one or several runs: one HTML page that needs nothing else, and its pictures as PNG and SVG."""
 
 import html
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from cierzo.evaluate.equivalent import GROUPS, Equivalent, article_rows
 from cierzo.evaluate.record import read_record
 from cierzo.evaluate.statistics import mean_and_error, plus_minus
 from cierzo.files import write_whole
+
+_FORMAT = re.compile(r"[-._](q\d\w*|b?f16|f32)$", re.IGNORECASE)
+"""What names of one model in several formats end with: `SmolLM2-135M-Instruct.Q4_1`, `-q4t` of `cierzo quantize`."""
 
 _STYLE = """
 body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1a1a1a; }
@@ -63,7 +67,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, plots.Picture]:
     pictures: dict[str, plots.Picture] = {"scores": plots.bars, "sizes": plots.sizes, "cost": plots.plane}
     if not shared(runs):
         del pictures["cost"]
-    models = {(run.record["model"]["name"], run.record["model"]["parameters"]) for run in runs}
+    models = {(_FORMAT.sub("", run.record["model"]["name"]), run.record["model"]["parameters"]) for run in runs}
     formats = {run.record["model"]["format"] for run in runs}
     if len(models) == 1 and len(formats) > 1 and shared_groups(runs):
         pictures["formats"] = plots.formats

@@ -75,6 +75,9 @@ def mixed_formats(
 ) -> dict[str, Format]:
     """The matrices' formats: `low`, and 8 bits for those that gain most for their size, with `bits` a weight in all.
 
+    Embedding and output go first: what a layer loses, later ones are calibrated to make up for, and nothing comes after
+    these. (SmolLM2 at 5.5 bits lost 11 % without that, and 5 % with nothing but them in 8 bits, at 5.1.)
+
     Matrices that take the same activations change together where the formats cut those into different spans (Q4T).
     """
     formats = dict.fromkeys(found, low)
@@ -86,7 +89,7 @@ def mixed_formats(
     def gain(names: list[str]) -> float:
         return sum(found[name] for name in names) / sum(math.prod(shapes[name]) for name in names)
 
-    for names in sorted(together.values(), key=gain, reverse=True):
+    for names in sorted(together.values(), key=lambda names: (names[0] in EMBEDDINGS, gain(names)), reverse=True):
         more = formats | dict.fromkeys(names, Format.Q8)
         if packed_size(source.config, shapes, more) <= room:
             formats = more
