@@ -58,7 +58,7 @@ def test_a_models_states_are_judged_beside_the_words() -> None:
 def test_the_default_model_reads_answers(default_gguf: Path) -> None:
     """The same answer to another question is another one."""
     reader = StateReader(default_gguf)
-    assert reader.name == "SmolLM2-135M-Instruct"
+    assert reader.name == "SmolLM2-135M-Instruct.Q4_1"
     one, same, other = (
         reader.answer(question, answer)
         for question, answer in [("Who sings?", "Birds sing."), ("Who sings?", "Birds sing."), ("Why?", "Birds sing.")]

@@ -37,9 +37,10 @@ def run(
     sets = [*evaluate.public_sets(public), *(evaluate.Set(path.stem, data.own(path)) for path in own)]
     loaded = [Policy.load(name) for name in policies]
     by = evaluate.methods(Classifier.load(classifier), loaded)
+    # First: a model that cannot be had must not cost what was judged before.
+    answers = _refusals(data.xstest_answers(public), asked and asked[0], read)
     with progress_bar("judging", unit="methods") as report:
         rows = evaluate.evaluated(sets, by, report)
-    answers = _refusals(data.xstest_answers(public), asked and asked[0], read)
     calibrated = None
     if asked is not None:
         name, platt, reflections = _asked(*asked, loaded, public)

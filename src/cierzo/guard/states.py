@@ -23,7 +23,7 @@ class StateReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = path.name.split(".")[0]
+        self.name = path.stem if path.is_file() else path.name
         self._tokenizer = load_tokenizer(path)
         self._model = load_model(path, packed=ops.machine().kernels is not None)
         layers = self._model.config.n_layers
