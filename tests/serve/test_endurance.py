@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -163,30 +162,32 @@ def test_thousands_of_requests_leave_nothing_behind(default_gguf: Path, capsys: 
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
 def test_a_signal_under_load_and_a_start_after_a_kill(default_gguf: Path) -> None:
-    asked = {"messages": QUESTION, "max_tokens": 60, "stream": True, "ignore_eos": True}
+    asked = {"messages": QUESTION, "max_tokens": 200, "stream": True, "ignore_eos": True}
 
-    async def streams(url: str, count: int, then: Any) -> list[str]:
+    async def streams(process: Process, count: int, sent: signal.Signals) -> list[str]:
+        """What each of `count` streams got from a server that was sent a signal when it had them all."""
         async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=count)) as client:
 
             async def one() -> str:
                 try:
-                    async with client.stream("POST", f"{url}/v1/chat/completions", json=asked) as response:
+                    async with client.stream("POST", f"{process.url}/v1/chat/completions", json=asked) as response:
                         return (await response.aread()).decode()
                 except httpx.HTTPError as error:
                     return type(error).__name__
 
             tasks = [asyncio.create_task(one()) for _ in range(count)]
-            await asyncio.sleep(1)
-            then()
+            while await asyncio.to_thread(process.metric, "cierzo:http_requests_in_hand") < count:
+                assert not any(task.done() for task in tasks)
+            process.child.send_signal(sent)
             return await asyncio.gather(*tasks)
 
     process = Process(f"m={default_gguf}", *SETTINGS, "--drain-timeout", "60")
-    ended = asyncio.run(streams(process.url, 20, lambda: process.child.send_signal(signal.SIGTERM)))
+    ended = asyncio.run(streams(process, 20, signal.SIGTERM))
     assert all(text.endswith("data: [DONE]\n\n") for text in ended), ended
     assert process.child.wait(30) == 0
     port = int(process.url.rpartition(":")[2])
     process = Process(f"m={default_gguf}", *SETTINGS, port=port)
-    broken = asyncio.run(streams(process.url, 20, lambda: process.child.send_signal(signal.SIGKILL)))
+    broken = asyncio.run(streams(process, 20, signal.SIGKILL))
     assert all(not text.endswith("data: [DONE]\n\n") for text in broken)
     process.stop(signal.SIGKILL)
     began = time.monotonic()
