@@ -1,6 +1,6 @@
 """Many conversations at once: speed, waiting times and what a long prompt costs the others, Cierzo and llama.cpp.
 
-    python benchmarks/engine.py [--model 7b.gguf] [--counts 1,4,16,64] [--long 7000] [--rounds 3]
+    python benchmarks/engine.py [--model 7b.gguf [--cierzo-model 7b-q4t]] [--counts 1,4,16,64] [--rounds 3]
 
 Decoding of 1, 4, 16 and 64 sequences together, each after a prompt of its own; llama.cpp decodes the same batches in
 its own process (`--settings all` tries each of its settings, else the one that is best as a rule). Then, in Cierzo
@@ -61,9 +61,8 @@ class Timed:
         return self.times[0] - self.began
 
     def gaps(self, after: float = 0.0) -> list[float]:
-        """Seconds between tokens that came after `after`."""
-        times = [t for t in self.times if t >= after]
-        return [b - a for a, b in pairwise(times)]
+        """Seconds that tokens after `after` were waited for."""
+        return [b - a for a, b in pairwise(self.times) if b > after]
 
 
 def run_step(engine: Engine, timed: list[Timed]) -> None:
@@ -104,42 +103,45 @@ def together(engine: Engine, count: int, prompt: int, tokens: int) -> dict[str, 
 
 
 def stall(engine: Engine, long: int, others: int) -> dict[str, float]:
-    """A long prompt arrives among sequences that decode.
+    """A long prompt arrives among sequences that decode, beside the same sequences without it.
 
-    These grow meanwhile, so a step without the prompt is measured before it came and again after it: what decoding
-    takes of its time is reckoned with the mean of both.
+    They grow while it is read, so the control decodes as many tokens after as many: what it takes is the decode share.
     """
     alone = Timed(engine, ids(long), 2)
     run(engine, [alone])
-    decoders = [Timed(engine, ids(32), (engine.max_seq_len or 100_000) - 40) for _ in range(others)]
-    while any(len(one.times) < 40 for one in decoders):
-        run_step(engine, decoders)
-    quiet = [gap for one in decoders for gap in one.gaps()[-30:]]
-    median = statistics.median(quiet)
+
+    def texts() -> list[Timed]:
+        started = [Timed(engine, ids(32), (engine.max_seq_len or 100_000) - 40) for _ in range(others)]
+        while any(len(one.times) < 40 for one in started):
+            run_step(engine, started)
+        return started
+
+    def end(timed: list[Timed]) -> None:
+        for one in timed:
+            engine.cancel(one.sequence)
+        run(engine, [])
+
+    decoders = texts()
     arrived = time.perf_counter()
     newcomer = Timed(engine, ids(long), 2)
     run(engine, [newcomer, *decoders], until=newcomer.sequence)
-    ended = time.perf_counter()
     gaps = [gap for one in decoders for gap in one.gaps(arrived)]
-    engine.cancel(newcomer.sequence)
-    for _ in range(30):
-        run_step(engine, decoders)
-    after = statistics.median(gap for one in decoders for gap in one.gaps(ended))
-    for one in decoders:
-        engine.cancel(one.sequence)
-    run(engine, [])
-    decode_share = len(gaps) / others * (median + after) / 2
-    late = percentile(gaps, 0.99)
+    end([newcomer, *decoders])
+    control = texts()
+    began = time.perf_counter()
+    while sum(len(one.gaps(began)) for one in control) < len(gaps):
+        run_step(engine, control)
+    without = [gap for one in control for gap in one.gaps(began)]
+    end(control)
+    median, late, decode_share = statistics.median(without), percentile(gaps, 0.99), sum(without) / others
     return {
         "solo_ttft_s": alone.first,
         "ttft_s": newcomer.first,
         "decode_share_s": decode_share,
         "ttft_over_solo": (newcomer.first - decode_share) / alone.first,
         "between_median_without_ms": 1e3 * median,
-        "between_median_after_ms": 1e3 * after,
         "between_p99_with_ms": 1e3 * late,
         "p99_over_median": late / median,
-        "p99_over_median_after": late / after,
     }
 
 
@@ -189,6 +191,7 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a GGUF file; the default model when left out")
+    parser.add_argument("--cierzo-model", help="what Cierzo runs of the same weights; `--model` when left out")
     parser.add_argument("--counts", default="1,4,16,64", help="default: %(default)s")
     parser.add_argument("--prompt", type=int, default=64, help="tokens in front of each sequence")
     parser.add_argument("--decode", type=int, default=48, help="tokens of each sequence once all decode")
@@ -210,6 +213,7 @@ def main() -> None:
     options = parsed()
     try:
         path = resolve_model(options.model, progress=True).absolute()
+        own = resolve_model(options.cierzo_model or options.model, progress=True).absolute()
         options.small_model = resolve_model(None, progress=True).absolute()
     except CierzoError as error:
         sys.exit(f"error: {error}")
@@ -220,7 +224,7 @@ def main() -> None:
     extra: dict[str, list[dict[str, float]]] = defaultdict(list)
     card = ""
     for number in range(options.rounds):
-        llm = LLM(path, cache_tokens=cache)
+        llm = LLM(own, cache_tokens=cache)
         engine, card = llm._engine, str(llm.card)
         together(engine, 1, options.prompt, 4)
         for count in options.counts:
@@ -251,8 +255,15 @@ def main() -> None:
     for name, results in extra.items():
         print(f"{name}: {medians(results)}")
     options.streams = max(options.counts)
-    told = {**machine(options), "benchmark": "engine", "model": path.name, "card": card, "rows": rows}
-    print(json.dumps(told | {name: medians(results) for name, results in extra.items()}))
+    told = {
+        **machine(options),
+        "benchmark": "engine",
+        "model": path.name,
+        "cierzo_model": own.name,
+        "card": card,
+        "rows": rows,
+    }
+    print(json.dumps(told | {"rows": rows} | {name: medians(results) for name, results in extra.items()}))
 
 
 if __name__ == "__main__":

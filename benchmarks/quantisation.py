@@ -7,6 +7,10 @@ rescaling: random factors of the channels, which the norms, v and o, up and down
 computes the same (the tied embedding cannot be rescaled, and stays on Q8_0's grid). Calibration sees other novels than
 the perplexity. Bits are those of the file's weights. Ours run on the native kernels, llama.cpp as it is, both with int8
 activations; "truth" is float32. LAMBADA: the last word, all of its tokens the likeliest.
+
+llama.cpp's K-quants take rows of multiples of 256, which SmolLM2 has in w2 alone (1,536): elsewhere they fall back to
+other types. So `--alone w2` also puts that matrix of each file into the true model and computes in float32: what its
+few bits cost alone. Scaling moves factors to other matrices, so look at ours without it.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from safetensors.torch import save_file
 
 from cierzo import load_tokenizer, tokenizer_files, tokenizer_metadata
 from cierzo.ops import PackedContext
-from cierzo.weights import load_model, open_source, quantize_model
+from cierzo.weights import WeightSource, load_model, open_source, quantize_model
 from cierzo.weights.calibrate import Method, quantize_calibrated
 from cierzo.weights.export import export_consolidated
 from cierzo.weights.export_gguf import export_gguf
@@ -35,7 +39,7 @@ from cierzo.weights.pull import resolve_model
 
 RIVAL = Path.home() / ".cache" / "cierzo-rivals" / "llama.cpp" / "bin" / "python"
 SCORES = Path(__file__).parent / "rivals" / "llama_cpp_scores.py"
-LLAMA_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
+LLAMA_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}
 """llama_ftype's numbers."""
 
 
@@ -153,7 +157,46 @@ def bits_of(path: Path) -> float:
     return 8 * size / open_source(path).config.n_params
 
 
-def run(options: argparse.Namespace) -> list[Row]:
+def matrix_bits(source: WeightSource, name: str) -> float:
+    """Bits a weight of one matrix as it is stored."""
+    import gguf
+
+    kind = source.kind(name)
+    if kind in gguf.GGMLQuantizationType.__members__:
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        return 8 * size / block
+    return 8 * source.packed(name).data.nbytes / math.prod(source.shapes[name])
+
+
+def alone(matrix: str, truth: Path, files: dict[str, Path], novels: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """What perplexity a matrix of each file costs in the true model, with the standard error of the difference."""
+
+    def losses(model: Any) -> torch.Tensor:
+        with torch.inference_mode():
+            return torch.cat([
+                torch.nn.functional.cross_entropy(
+                    model(torch.tensor(ids), PackedContext([len(ids)]))[:-1], torch.tensor(ids[1:]), reduction="none")
+                for ids in novels
+            ])  # fmt: skip
+
+    model = load_model(truth, dtype=torch.float32, packed=False)
+    real = losses(model)
+    parameters, rows = dict(model.named_parameters()), []
+    for name, path in files.items():
+        source = open_source(path)
+        places = [place for place in source.shapes if place.endswith(f".{matrix}.weight")]
+        with torch.no_grad():
+            for place in places:
+                parameters[place].copy_(source.tensor(place))
+        more = losses(model) - real
+        bits = sum(matrix_bits(source, place) for place in places) / len(places)
+        cost, error = math.expm1(more.mean().item()), (more.std() / len(more) ** 0.5).item()
+        rows.append({"name": name, "matrix": matrix, "bits": bits, "cost": cost, "error": error})
+        print(f"{matrix} alone, {name:<34} {bits:6.3f} bits, perplexity {cost:+.2%} ± {error:.2%}", flush=True)
+    return rows
+
+
+def run(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     truth = work / "truth"
@@ -163,6 +206,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         options.data, load_tokenizer(truth), options.length, options.novels, options.lambada, options.calibration
     )
     rows: list[Row] = []
+    files: dict[str, Path] = {}
 
     def add(name: str, path: Path, make: Callable[[], None], scores: Callable[[], Any], bits: float = 0.0) -> None:
         if options.only and not any(word in name for word in options.only):
@@ -171,6 +215,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         if not path.exists():
             make()
         seconds = time.perf_counter() - start
+        files[name] = path
         perplexity, accuracy = summary(texts, scores())
         rows.append(Row(name, bits or bits_of(path), perplexity, accuracy, seconds))
         print("{:<34} {:6.3f} {:9.3f} {:8.1%} {:7.1f} s".format(*rows[-1]), flush=True)
@@ -216,7 +261,8 @@ def run(options: argparse.Namespace) -> list[Row]:
             add(f"llama.cpp {kind}", out, made, lambda out=out: rival({"model": str(out)}))  # type: ignore[misc, arg-type]
     else:
         print("llama.cpp is not installed: benchmarks/rivals/install.sh", file=sys.stderr)
-    return rows
+    files.pop("truth, float32", None)
+    return rows, [row for matrix in options.alone for row in alone(matrix, truth, files, texts.novels)]
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -268,12 +314,13 @@ def main() -> None:
     parser.add_argument(
         "--rivals", nargs="*", choices=LLAMA_TYPES, default=["Q4_0", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"]
     )
+    parser.add_argument("--alone", nargs="*", default=[], metavar="MATRIX", help="also what it costs by itself, as w2")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    rows = run(options)
+    rows, by_matrix = run(options)
     if options.plot:
         plot(rows, options.plot)
-    print(json.dumps({"benchmark": "quantisation", "rows": [row._asdict() for row in rows]}))
+    print(json.dumps({"benchmark": "quantisation", "rows": [row._asdict() for row in rows], "alone": by_matrix}))
 
 
 if __name__ == "__main__":

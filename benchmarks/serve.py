@@ -1,12 +1,12 @@
 """Cierzo's server and llama.cpp's under the same load: requests a minute, tokens a second, times.
 
     benchmarks/rivals/install.sh                                     once
-    python benchmarks/serve.py [--model 7b.gguf] [--clients 1,16,64] [--rounds 3]
+    python benchmarks/serve.py [--model 7b.gguf [--cierzo-model 7b-q4t]] [--clients 1,16,64] [--rounds 3]
 
 Each server is started alone, answers a first request, and then meets the load of `cierzo bench serve`: prompts that it
-has not seen, answers of one length (the end token is ignored, or its score taken away). Servers take turns, round by
-round, so that a busy machine disturbs both alike; a figure is the median of the rounds. llama.cpp's server is
-`llama_cpp.server` of llama-cpp-python, which answers one request after the other. Prints a table and one JSON line.
+has not seen, answers of one length (the end token is ignored). Servers take turns, round by round, so that a busy
+machine disturbs both alike; a figure is the median of the rounds. llama.cpp's server is its own `llama-server`, with a
+slot for each client. Prints a table and one JSON line.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from cierzo.cli.bench import table
 from cierzo.cli.load import Figures, Load, run
@@ -35,16 +34,14 @@ from first_answer import cpu_name
 
 def command(engine: str, model: Path, port: int, options: argparse.Namespace) -> list[str]:
     if engine == "cierzo":
-        template = ["--chat-template", options.chat_template] if options.chat_template else []
-        served = ["serve", f"model={model}", "--port", str(port), "--log-level", "error", *template]
-        return [sys.executable, "-m", "cierzo", *served]
-    length = options.prompt + options.answer + 128
-    python = options.rivals / engine / "bin" / "python"
+        return [sys.executable, "-m", "cierzo", "serve", f"model={model}", "--port", str(port), "--log-level", "error"]
+    slots, threads = max(options.clients), str(options.threads)
     settings = {
-        "model": model, "model_alias": "model", "port": port, "n_ctx": length, "n_threads": options.threads,
-        "n_threads_batch": options.threads, "chat_format": "chatml", "interrupt_requests": "false",
+        "model": model, "alias": "model", "port": port, "parallel": slots, "threads": threads, "threads-batch": threads,
+        "ctx-size": slots * (options.prompt + options.answer + 128), "flash-attn": "on", "chat-template": "chatml",
     }  # fmt: skip
-    return [str(python), "-m", "llama_cpp.server", *(str(x) for k, v in settings.items() for x in (f"--{k}", v))]
+    program = options.rivals / engine / "bin" / "llama-server"
+    return [str(program), *(str(x) for name, value in settings.items() for x in (f"--{name}", value))]
 
 
 @contextmanager
@@ -60,7 +57,7 @@ def server(engine: str, model: Path, options: argparse.Namespace, *extra: str) -
     try:
         while True:
             try:
-                urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
                 break
             except OSError:
                 if child.poll() is not None:
@@ -73,10 +70,9 @@ def server(engine: str, model: Path, options: argparse.Namespace, *extra: str) -
 
 
 def measure(engine: str, model: Path, options: argparse.Namespace, number: int) -> list[Figures]:
-    extra: dict[str, Any] = {"ignore_eos": True}
-    if engine != "cierzo":
-        extra = {"logit_bias": {str(options.eos): -100.0}}
-    with server(engine, model, options) as url:
+    extra = {"ignore_eos": True}
+    template = ["--chat-template", options.chat_template] if options.chat_template and engine == "cierzo" else []
+    with server(engine, model, options, *template) as url:
         load = Load(url, RemoteLLM(url, None).name, None, options.prompt, options.answer, extra, seed=number)
         return [run(load, n, max(options.least, n * options.requests), lambda *_: None) for n in options.clients]
 
@@ -91,6 +87,9 @@ def median(rounds: list[Figures]) -> Figures:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF file; the default model when left out")
+    parser.add_argument(
+        "--cierzo-model", type=Path, help="what Cierzo runs of the same weights; `--model` when left out"
+    )
     parser.add_argument("--chat-template", help="for Cierzo, where the model has none; llama.cpp takes chatml")
     parser.add_argument("--engines", default="cierzo,llama.cpp", type=lambda text: text.split(","))
     parser.add_argument("--clients", default=[1, 16, 64], type=lambda text: [int(n) for n in text.split(",")])
@@ -100,20 +99,21 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--eos", type=int, default=2, help="id of the model's end token")
     parser.add_argument("--rivals", type=Path, default=Path.home() / ".cache" / "cierzo-rivals")
     parser.add_argument("--verbose", action="store_true", help="show what the servers say")
     options = parser.parse_args()
     model = options.model or resolve_model(None, progress=True)
+    models = {engine: options.cierzo_model or model if engine == "cierzo" else model for engine in options.engines}
     rounds: dict[str, list[list[Figures]]] = {engine: [] for engine in options.engines}
     for number in range(options.rounds):
         for engine in options.engines:
-            rounds[engine].append(measure(engine, model, options, number))
+            rounds[engine].append(measure(engine, models[engine], options, number))
             print(f"round {number + 1}, {engine}", file=sys.stderr)
     found = {engine: [median(list(same)) for same in zip(*runs, strict=True)] for engine, runs in rounds.items()}
     for engine, runs in found.items():
         print(engine, *table(runs), sep="\n")
-    about = {"date": date.today().isoformat(), "cpu": cpu_name(), "model": model.name, "rounds": options.rounds}
+    about = {"date": date.today().isoformat(), "cpu": cpu_name(), "rounds": options.rounds}
+    about["models"] = {engine: path.name for engine, path in models.items()}
     print(json.dumps({**about, "figures": {engine: [asdict(r) for r in runs] for engine, runs in found.items()}}))
 
 

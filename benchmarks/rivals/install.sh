@@ -22,6 +22,21 @@ make_venv() { # NAME [PIP OPTION]... PACKAGE
 }
 
 make_venv openvino openvino-genai==2026.4.1.0
-# A cached one has other flags; its server is what benchmarks/serve.py loads.
-make_venv llama.cpp --no-cache-dir --no-binary llama-cpp-python 'llama-cpp-python[server]==0.3.36'
+version=0.3.36
+# A cached one has other flags.
+make_venv llama.cpp --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==$version cmake ninja
 echo "$("$CXX" --version | head -n 1); $CMAKE_ARGS" >"$folder/llama.cpp/built-with"
+
+# llama.cpp's own server, which benchmarks/serve.py loads: that package has its source, but does not build it.
+bin=$folder/llama.cpp/bin
+source=$(mktemp -d)
+trap 'rm -rf "$source"' EXIT
+"$bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
+    --dest "$source" llama-cpp-python==$version
+tar xzf "$source"/llama_cpp_python-$version.tar.gz -C "$source" --strip-components 1
+# CMAKE_ARGS is a list of options.
+PATH="$bin:$PATH" cmake -S "$source/vendor/llama.cpp" -B "$source/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+    -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_TESTS=OFF $CMAKE_ARGS >/dev/null
+PATH="$bin:$PATH" cmake --build "$source/build" --target llama-server >/dev/null
+cp "$source/build/bin/llama-server" "$bin/"
+echo "$bin/llama-server"

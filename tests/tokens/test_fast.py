@@ -215,6 +215,22 @@ INSERTED = {"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}
             {"normalizer": {"type": "Sequence", "normalizers": [INSERTED] * 40}},
             "'normalizer'.* 64",
         ),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Sequence", "normalizers": [[{"String": "a"}, "aa"]] * 40}},
+            "'normalizer' has a part that is no object",
+        ),
+        ("tokenizer.json", {"normalizer": [[DOUBLED] * 40]}, "'normalizer' has a part that is no object"),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [DOUBLED] * 40}]}},
+            "'normalizer'.* 64",
+        ),
+        (
+            "tokenizer.json",
+            {"decoder": {"type": "Sequence", "decoders": [["a"], {"type": "ByteFallback"}]}},
+            "'decoder' has a part that is no object",
+        ),
         ("tokenizer.json", {"decoder": {"type": ["ByteLevel"]}}, "tokenizer.json: (not a tokenizer|decoder)"),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}, "not a tokenizer"),
         (

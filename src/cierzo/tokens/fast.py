@@ -124,12 +124,12 @@ def from_json(
         stop: control tokens that end an answer, spelled.
     """
     library = _library(path, spec)
-    _check_template(path, spec.get("post_processor"))
+    _check_template(path, spec)
     inner = _inner(path, spec)
     with reading(path, "a tokenizer that encodes"):
         begins_with = library.encode("", add_special_tokens=True).tokens[:1]
         spaced = library.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
-    decoders = {str(part.get("type")) for part in _parts(spec.get("decoder"), "decoders")}
+    decoders = {str(part.get("type")) for part in _parts(path, spec, "decoder")}
     added = {token["id"]: token for token in added_tokens(path, spec)}
     if "ByteLevel" in decoders:
         spell = byte_level_bytes
@@ -153,11 +153,28 @@ def from_json(
     )
 
 
-def _parts(component: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """A pipeline component, or the components of a sequence of them."""
-    if component is None:
-        return []
-    return component[key] if component.get("type") == "Sequence" else [component]
+_SEQUENCES = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+"""Components of the pipeline, and where a sequence keeps its parts."""
+
+
+def _parts(path: Path, spec: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """A component of the pipeline with all that is in it."""
+    found: list[dict[str, Any]] = []
+    left = [part for part in [spec.get(name)] if part is not None]
+    while left:
+        part = left.pop()
+        # The library also reads a list of a part's values, in which none of our checks would see what it does.
+        if not isinstance(part, dict):
+            raise WeightsError(f"{path}: {name!r} has a part that is no object with a type: fetch it again")
+        found.append(part)
+        inner = part.get(_SEQUENCES[name], [])
+        left += inner if isinstance(inner, list) else [inner]
+    return found
 
 
 def added_tokens(path: Path, spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -185,19 +202,14 @@ def _library(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer":
 
 def _check_growth(path: Path, spec: dict[str, Any]) -> None:
     """Forty replacements of "a" by "aa" one after the other would make a terabyte of one letter."""
-    growth, parts = 1, [spec.get("normalizer"), spec.get("pre_tokenizer")]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, list):
-            parts += part
-        elif isinstance(part, dict):
-            parts += part.values()
-            if part.get("type") == "ByteLevel":
-                growth *= 2
-            elif isinstance(content := part.get("content"), str):
-                pattern = part.get("pattern")
-                inserts = not (isinstance(pattern, dict) and pattern.get("String"))  # a pattern may match nothing
-                growth *= max(1, len(content) + inserts)
+    growth = 1
+    for part in [*_parts(path, spec, "normalizer"), *_parts(path, spec, "pre_tokenizer")]:
+        if part.get("type") == "ByteLevel":
+            growth *= 2
+        elif isinstance(content := part.get("content"), str):
+            pattern = part.get("pattern")
+            inserts = not (isinstance(pattern, dict) and pattern.get("String"))  # a pattern may match nothing
+            growth *= max(1, len(content) + inserts)
         if growth > _MOST_GROWTH:
             raise WeightsError(
                 f"{path}: 'normalizer' and 'pre_tokenizer' can make texts more than {_MOST_GROWTH} times as long, "
@@ -205,9 +217,9 @@ def _check_growth(path: Path, spec: dict[str, Any]) -> None:
             )
 
 
-def _check_template(path: Path, post_processor: Any) -> None:
+def _check_template(path: Path, spec: dict[str, Any]) -> None:
     """The library panics over a token that a post-processor writes and does not define."""
-    for part in _parts(post_processor, "processors"):
+    for part in _parts(path, spec, "post_processor"):
         defined = part.get("special_tokens") or {}
         for piece in [*(part.get("single") or []), *(part.get("pair") or [])]:
             written = piece.get("SpecialToken", {}).get("id") if isinstance(piece, dict) else None
@@ -219,7 +231,7 @@ def _inner(path: Path, spec: dict[str, Any]) -> "tokenizers.Tokenizer | None":
     """The tokenizer without the leading space that it adds only to a text's first part."""
     metaspaces = [
         part
-        for part in _parts(spec.get("pre_tokenizer"), "pretokenizers")
+        for part in _parts(path, spec, "pre_tokenizer")
         if part.get("type") == "Metaspace" and part.get("prepend_scheme") == "first"
     ]
     for part in metaspaces:
