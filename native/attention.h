@@ -284,19 +284,17 @@ void attend_as(const Attention& job, int head, int64_t last, int64_t chunk, cons
     const size_t dim = job.head_dim, width = queries.part.width;
     const int64_t oldest = std::max(queries.oldest(0), chunk * kKeyChunk);
     const int64_t newest = std::min(job.position + last - 1 - job.start, (chunk + 1) * kKeyChunk - 1);
-    const auto in_cache = [&](int64_t at) {
-        const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
-        return tile_in_cache<T>(job, head, at, int(from), int(to));
-    };
+    // Of the tile at `at`, what is seen.
+    const auto from = [&](int64_t at) { return int(std::max<int64_t>(0, oldest - at)); };
+    const auto to = [&](int64_t at) { return int(std::min<int64_t>(kKeyTile, newest + 1 - at)); };
+    const auto in_cache = [&](int64_t at) { return tile_in_cache<T>(job, head, at, from(at), to(at)); };
     const size_t together = tokens_together(job.block_size);
     const bool whole = together == kMostTogether && dim % 16 == 0;
     Tile<T> next = whole ? in_cache(oldest / kKeyTile * kKeyTile) : Tile<T>{};
     for (int64_t at = oldest / kKeyTile * kKeyTile; at <= newest; at += kKeyTile) {
         if (!whole) {
-            const int64_t from = std::max<int64_t>(0, oldest - at), to = std::min<int64_t>(kKeyTile, newest + 1 - at);
-            const auto ahead = int(std::min<int64_t>(kKeyTile, newest + 1 - at - kKeyTile));
             const auto gather = together % 4 == 0 ? gathered<4, T> : gathered<1, T>;
-            const Tile<float> tile = gather(job, head, at, int(from), int(to), ahead, width, memory);
+            const Tile<float> tile = gather(job, head, at, from(at), to(at), to(at + kKeyTile), width, memory);
             attend_tile<false>(queries, at, tile, tile, p);
             continue;
         }

@@ -27,4 +27,12 @@ constexpr std::array<int8_t, N> step_bytes() {
     return bytes;
 }
 
+// What a step's product with an unsigned code lacks to a weight + `offset`, modulo 256.
+template <int N>
+constexpr std::array<int8_t, N> shift_bytes(int offset) {
+    std::array<int8_t, N> bytes{};
+    for (int i = 0; i < N; ++i) bytes[i] = static_cast<int8_t>(offset - Q4T::code_offset * Q4T::steps[i % 16]);
+    return bytes;
+}
+
 }  // namespace cierzo

@@ -76,13 +76,15 @@ constexpr size_t span_of(Format format) { return format == Format::q4t ? kSpan :
 
 constexpr int kRowTile = 16;  // rows of activations that lie together
 
-// Rows of activations as the kernels take them: int8, a float scale for every `span` inputs, and each group's integer sum.
+// Rows of activations as the kernels take them: int8, a float scale for every `span` inputs, and the integer sums of groups
+// and of spans.
 // The values of 16 rows lie together, tile after tile, as matrix units load them: [rows / 16][tiles][16][64]; the last
 // rows, if fewer, as [tiles][rows][64], with room for 16 rows behind the last tile.
 struct Activations {
     const int8_t* values;
     const float* scales;    // [rows][spans]
     const int32_t* sums;    // [rows][groups]
+    const int32_t* totals;  // [rows][spans]
     size_t rows, inputs, groups, spans;  // inputs padded to whole tiles
 
     size_t height(size_t row) const {

@@ -53,7 +53,9 @@ void put_cached(const float* x, size_t row, void* side, bool keys, CacheType typ
             const size_t padded = padded_to(head_dim, kTile);
             int8_t* out = static_cast<int8_t*>(side) + at;
             float scale;
-            kernels().quantize(x, head_dim, padded, padded, room(bytes, padded), kTile, &scale, room(sums, padded / kGroup));
+            int32_t total;
+            kernels().quantize(x, head_dim, padded, padded, room(bytes, padded), kTile, &scale,
+                               room(sums, padded / kGroup), &total);
             put_head(bytes.data(), out, keys, lane, together, head_dim);
             std::memcpy(out + together * head_dim + lane * sizeof scale, &scale, sizeof scale);
         }

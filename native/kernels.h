@@ -76,7 +76,7 @@ struct Kernels {
 
     // int8 of a row x [n], in spans up to `padded`; tile t goes to values + t x stride.
     void (*quantize)(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,
-                     int32_t* sums);
+                     int32_t* sums, int32_t* totals);
     // RMSNorm of a row, times weight.
     void (*norm)(const float* x, const float* weight, float eps, size_t n, float* out);
     void (*multiply[kFormats])(const Product& product, float* out);

@@ -25,7 +25,7 @@ struct Workspace {
     std::mutex lock, layers_lock;
     std::vector<float> normed, scales, projected, layers;
     std::vector<int8_t> values;
-    std::vector<int32_t> sums;
+    std::vector<int32_t> sums, totals;
 };
 Workspace& workspace();
 

@@ -52,7 +52,7 @@ constexpr float kSmallest = 1e-30f;  // below, a span is 0: 127 / peak would not
 
 // A span with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
 inline void quantize(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,
-                     int32_t* sums) {
+                     int32_t* sums, int32_t* totals) {
     const F32x16 minus = broadcast(-1.0f);
     for (size_t start = 0; start < padded; start += span) {
         const size_t end = std::min(start + span, padded);
@@ -69,12 +69,15 @@ inline void quantize(const float* x, size_t n, size_t padded, size_t span, int8_
         for (size_t i = start; i < end; i += 16)
             store_int8(values + i / kTile * stride + i % kTile, round_to_int(mul(finite ? part(i) : minus, inverse)));
         scales[start / span] = finite ? peak / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        int32_t total = 0;
         for (size_t group = start; group < end; group += kGroup) {
             const int8_t* of_group = values + group / kTile * stride + group % kTile;
-            int32_t total = 0;
-            for (size_t i = 0; i < kGroup; ++i) total += of_group[i];
-            sums[group / kGroup] = total;
+            int32_t sum = 0;
+            for (size_t i = 0; i < kGroup; ++i) sum += of_group[i];
+            sums[group / kGroup] = sum;
+            total += sum;
         }
+        totals[start / span] = total;
     }
 }
 

@@ -11,12 +11,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "coded.h"
-#include "kernels.h"
+#include "chunk.h"
 
 namespace cierzo::CIERZO_TARGET {
 
-constexpr size_t kChunkTiles = kSpanTiles > 4 ? kSpanTiles : 8 / kSpanTiles * kSpanTiles;
 constexpr size_t kFewRows = 6;  // below, unpacking for tiles takes longer than multiplying by vectors
 
 // Rows, and bytes a row, of the eight tile registers.
@@ -42,9 +40,9 @@ inline void zero_tile() {
     asm volatile("tilezero %%tmm%c0" ::"i"(T));
 }
 template <int T>
-inline void load_tile(const int8_t* p) {
+inline void load_tile(const void* p) {
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0"
-                 ::"i"(T), "r"(p), "r"(64L), "m"(*reinterpret_cast<const int8_t(*)[1024]>(p)));
+                 ::"i"(T), "r"(p), "r"(64L), "m"(*static_cast<const int8_t(*)[1024]>(p)));
 }
 template <int T>
 inline void stream_tile(const int8_t* p) {
@@ -62,11 +60,6 @@ inline void add_product() {
 }
 inline void release_tiles() { asm volatile("tilerelease"); }
 
-// The weights of a chunk as B tiles: rows of 4 inputs x 16 outputs, as lines are.
-struct Chunk {
-    alignas(64) int8_t tiles[kChunkTiles][2][1024];
-};
-
 // Unpacks a chunk of two panels line by line.
 class Unpacking {
 public:
@@ -75,7 +68,7 @@ public:
         for (int i = 0; i < 2; ++i) {
             nibbles_[i] = panels[i].lines + first * 512;
             for (size_t t = first; t < last; ++t)
-                for (int half = 0; half < 2; ++half) steps_[t - first][i][half] = twice(panels[i].steps + t * kPanel, half);
+                for (int half = 0; half < 2; ++half) steps_[t - first][i][half] = WholeSteps<0>(panels[i].steps + t * kPanel, half);
         }
     }
     size_t lines() const { return lines_; }
@@ -85,34 +78,24 @@ public:
     }
 
 private:
-    static __m512i twice(const uint8_t* numbers, int half) {
-        const __m512i steps = load_steps(numbers, half).v;
-        return _mm512_mask_blend_epi16(0xAAAAAAAA, steps, _mm512_slli_epi32(steps, 16));
-    }
-    // Code x step of 64 bytes: the low byte of a 16-bit product is that of the low bytes alone.
-    static __m512i times(__m512i codes, __m512i steps) {
-        const __m512i high = _mm512_set1_epi16(static_cast<short>(0xFF00));
-        const __m512i odd = _mm512_mullo_epi16(_mm512_and_si512(codes, high), steps);
-        return _mm512_ternarylogic_epi32(high, odd, _mm512_mullo_epi16(codes, steps), 0xCA);
-    }
     void one(size_t tile, size_t panel, size_t line) {
-        alignas(64) static constexpr auto table = signed_code_bytes<64>();
+        alignas(64) static constexpr auto table = code_bytes<64>();
         const __m512i codes = _mm512_load_si512(table.data());
         const uint8_t* from = nibbles_[panel] + tile * 512 + line * 64;
         asm volatile("prefetcht1 (%0)" ::"r"(from + kChunkTiles * 512));
         const __m512i nibbles = _mm512_loadu_si512(from);  // only the low bits of a byte are looked up
-        const __m512i low = _mm512_permutexvar_epi8(nibbles, codes);
-        const __m512i high = _mm512_permutexvar_epi8(_mm512_srli_epi16(nibbles, 4), codes);
-        int8_t* to = chunk_.tiles[tile][panel] + line * 64;
-        _mm512_store_si512(to, times(low, steps_[tile][panel][0]));
-        _mm512_store_si512(to + 512, times(high, steps_[tile][panel][1]));
+        const Bytes64 low{_mm512_permutexvar_epi8(nibbles, codes)};
+        const Bytes64 high{_mm512_permutexvar_epi8(_mm512_srli_epi16(nibbles, 4), codes)};
+        uint8_t* to = chunk_.tiles[tile][panel] + line * 64;
+        _mm512_store_si512(to, steps_[tile][panel][0].weights(low));
+        _mm512_store_si512(to + 512, steps_[tile][panel][1].weights(high));
     }
 
     Chunk& chunk_;
     const size_t lines_;
     size_t done_ = 0;
     const uint8_t* nibbles_[2];
-    __m512i steps_[kChunkTiles][2][2];
+    WholeSteps<0> steps_[kChunkTiles][2][2];
 };
 
 // Integer sums of a span, [row tile][panel][16 rows][16 outputs], and where they go, a few rows at a time.

@@ -54,20 +54,22 @@ bool same(const std::string& what, size_t size, Run run) {
 struct Rows {  // what an operation makes of float rows
     std::vector<int8_t> values;
     std::vector<float> scales;
-    std::vector<int32_t> sums;
+    std::vector<int32_t> sums, totals;
     Activations view;
 
     Rows(const std::vector<float>& x, size_t n, size_t inputs, size_t span)
-        : values(), scales(), sums(), view{nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
+        : values(), scales(), sums(), totals(), view{nullptr, nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
         view.groups = view.inputs / kGroup;
         view.spans = (view.inputs + span - 1) / span;
         values.resize(n * view.inputs + kRowTile * kTile);
         scales.resize(n * view.spans);
         sums.resize(n * view.groups);
-        view = {values.data(), scales.data(), sums.data(), n, view.inputs, view.groups, view.spans};
+        totals.resize(n * view.spans);
+        view = {values.data(), scales.data(), sums.data(), totals.data(), n, view.inputs, view.groups, view.spans};
         for (size_t row = 0; row < n; ++row)
             kPortable.quantize(x.data() + row * inputs, inputs, view.inputs, span, values.data() + view.offset(row, 0),
-                               view.height(row) * kTile, scales.data() + row * view.spans, sums.data() + row * view.groups);
+                               view.height(row) * kTile, scales.data() + row * view.spans, sums.data() + row * view.groups,
+                               totals.data() + row * view.spans);
     }
 };
 
@@ -130,9 +132,10 @@ bool rows() {
         const std::string what = "int8 of " + std::to_string(n) + " by " + std::to_string(span);
         all &= same<float>(what, 2 * padded, [&](const Kernels& kernels, float* out) {
             std::vector<int8_t> values(3 * padded);
-            std::vector<int32_t> sums(padded);
-            kernels.quantize(x.data(), n, padded, span, values.data(), 3 * kTile, out, sums.data());
+            std::vector<int32_t> sums(padded), totals(padded);
+            kernels.quantize(x.data(), n, padded, span, values.data(), 3 * kTile, out, sums.data(), totals.data());
             for (size_t i = 0; i < padded / kGroup; ++i) out[padded / 2 + i] = static_cast<float>(sums[i]);
+            for (size_t i = 0; i * span < padded; ++i) out[padded / 4 + i] = static_cast<float>(totals[i]);
             for (size_t i = 0; i < padded; ++i) out[padded + i] = values[i / kTile * 3 * kTile + i % kTile];
         });
     }

@@ -1,0 +1,119 @@
+// Q4T times many rows on AVX-512, the same integers and then the same float operations as coded.h.
+//
+// A product of bytes for few rows costs a shuffle for the codes, and one with the step for every row and group. Many rows
+// share weights that are whole bytes: nothing but products is left between the ends of spans, two panels by eight rows of
+// them in registers.
+#pragma once
+#include "chunk.h"
+
+namespace cierzo::CIERZO_TARGET {
+
+constexpr size_t kManyRows = 24;  // below, unpacking takes longer than it spares
+
+// Memory that the next chunk takes, fetched in `turns` parts while this one is multiplied.
+class Ahead {
+public:
+    Ahead() = default;
+    Ahead(const uint8_t* from, size_t bytes, size_t turns)
+        : at_(from), end_(from + bytes), part_(padded_to(bytes / turns + 1, 64)) {}
+
+    void some() {
+        for (const uint8_t* stop = std::min(at_ + part_, end_); at_ < stop; at_ += 64) prefetch(at_);
+    }
+
+private:
+    const uint8_t *at_ = nullptr, *end_ = nullptr;
+    size_t part_ = 0;
+};
+
+template <int P>
+inline void unpack_chunk(const CodedPanel* panels, size_t first, size_t last, Chunk& chunk) {
+    for (size_t tile = first; tile < last; ++tile)
+        for (int i = 0; i < P; ++i) {
+            const uint8_t* lines = panels[i].lines + tile * 512;
+            const WholeSteps<128> low(panels[i].steps + tile * kPanel, 0), high(panels[i].steps + tile * kPanel, 1);
+            uint8_t* to = chunk.tiles[tile - first][i];
+#pragma GCC unroll 8
+            for (int l = 0; l < 8; ++l) {
+                const Bytes64 line = load_line(lines + l * 64);
+                _mm512_store_si512(to + l * 64, low.weights(codes_of(low_nibbles(line))));
+                _mm512_store_si512(to + 512 + l * 64, high.weights(codes_of(high_nibbles(line))));
+            }
+        }
+}
+
+// R rows over a chunk's tiles [first, last), into out[P].
+template <int P, int R>
+inline void chunk_rows(const Activations& a, size_t row, const Chunk& chunk, const CodedPanel* panels, size_t first,
+                       size_t last, Ahead* ahead, float* const* out) {
+    const size_t step = a.height(row) * kTile;
+    const int8_t* x = a.at(row, first);
+    for (size_t tile = first; tile < last;) {
+        const size_t span = tile / kSpanTiles, end = std::min(last, (span + 1) * kSpanTiles);
+        __m512i sums[P][R];
+        for (int i = 0; i < P; ++i)
+            for (int r = 0; r < R; ++r) sums[i][r] = _mm512_setzero_si512();
+        for (; tile < end; ++tile, x += step) {
+            for (int i = 0; i < P; ++i) ahead[i].some();
+#pragma GCC unroll 16
+            for (int l = 0; l < 16; ++l) {
+                __m512i weights[P];
+#pragma GCC unroll 2
+                for (int i = 0; i < P; ++i) weights[i] = _mm512_load_si512(chunk.tiles[tile - first][i] + l * 64);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+                    for (int i = 0; i < P; ++i)
+                        sums[i][r] = _mm512_dpbusd_epi32(sums[i][r], weights[i], broadcast_four(x + r * kTile + 4 * l));
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const __m512i shifted = _mm512_set1_epi32(128 * a.totals[(row + r) * a.spans + span]);
+            const F32x16 scale = broadcast(a.scales[(row + r) * a.spans + span]);
+#pragma GCC unroll 2
+            for (int i = 0; i < P; ++i) {
+                float* to = out[i] + r * kPanel;
+                const F32x16 sum = to_float({_mm512_sub_epi32(sums[i][r], shifted)});
+                const F32x16 before = span ? load(to) : broadcast(0);
+                store(to, fma(mul(sum, scale), load_f16(panels[i].scales + span * kPanel), before));
+            }
+        }
+    }
+}
+
+template <int P>
+inline void multiply_chunks(const Product& p, float* out) {
+    const Activations& a = p.rows;
+    const size_t tiles = a.inputs / kTile, size = panel_bytes(Format::q4t, tiles);
+    const size_t turns = (p.n_rows / 8 + 1) * kChunkTiles;  // about as many tiles as pass before the next chunk
+    const size_t further = P == 2 && p.panels[1] == p.panels[0] + size ? 2 * size : size;  // neighbours come in pairs
+    const CodedPanel panels[2] = {{p.panels[0], tiles}, {p.panels[P - 1], tiles}};
+    Chunk chunk;
+    for (size_t first = p.first_tile; first < p.last_tile; first += kChunkTiles) {
+        const size_t last = std::min(first + kChunkTiles, p.last_tile);
+        unpack_chunk<P>(panels, first, last, chunk);
+        Ahead ahead[P];
+        for (int i = 0; i < P; ++i)
+            ahead[i] = last < tiles ? Ahead(panels[i].lines + last * 512, kChunkTiles * 512, turns)
+                                    : Ahead(p.panels[i] + further, CodedPanel::header(tiles) + kChunkTiles * 512, turns);
+        size_t n = 0;
+        const auto groups = [&](auto count) {
+            for (; n + count <= p.n_rows; n += count) {
+                float* const to[2] = {out + n * kPanel, out + (p.n_rows + n) * kPanel};
+                chunk_rows<P, decltype(count)::value>(a, p.first_row + n, chunk, panels, first, last, ahead, to);
+            }
+        };
+        groups(std::integral_constant<int, 8>{});
+        groups(std::integral_constant<int, 4>{});
+        groups(std::integral_constant<int, 2>{});
+        groups(std::integral_constant<int, 1>{});
+    }
+}
+
+inline void multiply_many(const Product& p, float* out) {
+    if (p.n_rows < kManyRows) return multiply_coded(p, out);
+    p.n_panels == 2 ? multiply_chunks<2>(p, out) : multiply_chunks<1>(p, out);
+}
+
+}  // namespace cierzo::CIERZO_TARGET
