@@ -8,14 +8,14 @@
 
 namespace cierzo::CIERZO_TARGET {
 
-constexpr size_t kManyRows = 24;  // below, unpacking takes longer than it spares
+constexpr size_t kManyRows = 12;  // below, unpacking takes longer than it spares
 
 // Memory that the next chunk takes, fetched in `turns` parts while this one is multiplied.
 class Ahead {
 public:
     Ahead() = default;
     Ahead(const uint8_t* from, size_t bytes, size_t turns)
-        : at_(from), end_(from + bytes), part_(padded_to(bytes / turns + 1, 64)) {}
+        : at_(from), end_(from + bytes), part_(padded_to((bytes + turns - 1) / turns, 64)) {}
 
     void some() {
         for (const uint8_t* stop = std::min(at_ + part_, end_); at_ < stop; at_ += 64) prefetch(at_);
@@ -86,13 +86,15 @@ template <int P>
 inline void multiply_chunks(const Product& p, float* out) {
     const Activations& a = p.rows;
     const size_t tiles = a.inputs / kTile, size = panel_bytes(Format::q4t, tiles);
-    const size_t turns = (p.n_rows / 8 + 1) * kChunkTiles;  // about as many tiles as pass before the next chunk
+    size_t passes = p.n_rows / 8;  // of a chunk: eights, then a four, a two, a one
+    for (const size_t rest : {4, 2, 1}) passes += (p.n_rows & rest) != 0;
     const size_t further = P == 2 && p.panels[1] == p.panels[0] + size ? 2 * size : size;  // neighbours come in pairs
     const CodedPanel panels[2] = {{p.panels[0], tiles}, {p.panels[P - 1], tiles}};
     Chunk chunk;
     for (size_t first = p.first_tile; first < p.last_tile; first += kChunkTiles) {
         const size_t last = std::min(first + kChunkTiles, p.last_tile);
         unpack_chunk<P>(panels, first, last, chunk);
+        const size_t turns = passes * (last - first);
         Ahead ahead[P];
         for (int i = 0; i < P; ++i)
             ahead[i] = last < tiles ? Ahead(panels[i].lines + last * 512, kChunkTiles * 512, turns)
