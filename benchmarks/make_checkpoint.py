@@ -1,6 +1,6 @@
 """Write a random checkpoint of a published shape, to measure what loading and running that size costs.
 
-    python benchmarks/make_checkpoint.py mistral-7b-v0.1 FOLDER
+    python benchmarks/make_checkpoint.py mistral-7b-v0.1 FOLDER [--layers N]
 
 Consolidated format, bfloat16, one safetensors file, written piece by piece: a 7B model takes 14.5 GB of disk and little
 memory. The answers of such a model are noise.
@@ -13,7 +13,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -75,8 +75,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shape", choices=PRESETS)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the shape has, or more")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.folder.exists():
         parser.error(f"{arguments.folder} is there already")
-    make_checkpoint(arguments.folder, PRESETS[arguments.shape], arguments.seed)
+    if arguments.layers is not None and arguments.layers < 1:
+        parser.error(f"--layers must be at least 1, not {arguments.layers}")
+    config = PRESETS[arguments.shape]
+    config = replace(config, n_layers=arguments.layers or config.n_layers)
+    make_checkpoint(arguments.folder, config, arguments.seed)

@@ -48,6 +48,9 @@ class Format(IntEnum):
         return self.header + PANEL * TILE * self.bits // 8
 
 
+_PIECE = 256  # outputs unpacked at a time: `rows` takes a whole panel of memory for each
+
+
 class PackedMatrix:
     """A matrix [outputs, inputs] in a `Format`, on the CPU.
 
@@ -105,7 +108,10 @@ class PackedMatrix:
 
     def unpacked(self) -> Tensor:
         """All of it, float32."""
-        return self.rows(torch.arange(self.outputs))
+        whole = torch.empty(self.shape)
+        for some in torch.arange(self.outputs).split(_PIECE):
+            whole[some] = self.rows(some)
+        return whole
 
 
 def _kernels() -> ModuleType:
