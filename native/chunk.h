@@ -25,6 +25,7 @@ struct WholeSteps {
         n = _mm_and_si128(half ? _mm_srli_epi16(n, 4) : n, _mm_set1_epi8(15));
         const __m512i four_times = _mm512_broadcast_i32x4(_mm_set_epi32(0x0C0C0C0C, 0x08080808, 0x04040404, 0));
         const __m512i each = _mm512_shuffle_epi8(_mm512_cvtepu8_epi32(n), four_times);
+        static_assert(Q4T::steps[7] > 0 && Q4T::steps[8] < 0);
         // Below zero (numbers from 8 on) the product of the low byte takes one from the high byte.
         const __m512i taken = _mm512_and_si512(_mm512_srli_epi16(each, 3), _mm512_set1_epi16(0x0100));
         twice = _mm512_srai_epi16(_mm512_shuffle_epi8(_mm512_load_si512(steps.data()), each), 8);
