@@ -45,7 +45,7 @@ def test_llama_cpp_takes_the_same_tokens(
     """After every prefix of what we say with the exported weights, llama.cpp picks the same token.
 
     With F16, in float32 here, it writes the same ten texts; with 8 and 4 bits activations are in int8 on both sides,
-    and near ties fall otherwise at about 2 % of positions; a wrong block or scale would leave next to nothing in common.
+    and near ties fall otherwise at about 2 % of positions; a wrong block or scale would leave next to nothing.
     """
     out = tmp_path / f"{kind}.gguf"
     export_gguf(folder, out, kind=kind, vocabulary=tokenizer_metadata(folder), name="smollm2")
