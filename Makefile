@@ -49,19 +49,35 @@ venv: .venv/.made
 
 NATIVE := $(wildcard native/*.* native/simd/*.h)
 
+# pip with the flags for the native kernels: headers' folder where the interpreter has none, no kernels without any.
+define INSTALL
+	@if headers=$$(tools/python-headers $(BIN)/python "$(CURDIR)/.venv/headers"); then \
+		set -- --config-settings=build-dir=.venv/native; \
+		if [ -n "$$headers" ]; then \
+			set -- "$$@" --config-settings=cmake.define.Python_INCLUDE_DIR="$$headers"; \
+			export CPLUS_INCLUDE_PATH="$$headers:$${headers%/*}"; \
+		fi; \
+	else \
+		echo 'warning: there is no Python.h, so the fast kernels are left out: install python3-dev, then' \
+			'`make clean` and this again' >&2; \
+		set -- --config-settings=wheel.cmake=false; \
+	fi; \
+	$(PIP_INSTALL) "$$@" -e '$(1)' >&2
+endef
+
 .venv/.run: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it into .venv (about two minutes)' >&2
-	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e . >&2
+	$(call INSTALL,.)
 	@touch $@
 
 .venv/.serve: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it with its server into .venv (about two minutes)' >&2
-	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e '.[serve]' >&2
+	$(call INSTALL,.[serve])
 	@touch .venv/.run $@
 
 .venv/.test: .venv/.made pyproject.toml constraints.txt $(NATIVE)
 	@echo 'building Cierzo and installing it with the test tools into .venv' >&2
-	@$(PIP_INSTALL) --config-settings=build-dir=.venv/native -e '.[test]' >&2
+	$(call INSTALL,.[test])
 	@touch .venv/.run .venv/.serve $@
 
 clean:
