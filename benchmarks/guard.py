@@ -1,6 +1,6 @@
 """What the guard costs: tokens a second of many streams, and the time to the first token.
 
-    python benchmarks/guard.py [--model FILE] [--streams 16] [--rounds 3] [--data ../shared/data]
+    python benchmarks/guard.py [--model FILE] [--streams 16] [--questions 16] [--rounds 3] [--data ../shared/data]
 
 Streams: `cierzo serve` without a guard and with `--guard standard`, in turns; every stream asks questions of XSTest.
 First token: a chat of about 500 tokens that is in the cache, on one engine, with no judgement, with the classifier, and
@@ -29,9 +29,9 @@ from first_answer import cpu_name
 from serve import server
 
 
-async def streamed(url: str, questions: list[str], streams: int, tokens: int, seed: int) -> dict[str, float]:
-    """Tokens a second, and the median time to the first token, of `streams` clients with two questions each."""
-    order = random.Random(seed).sample(questions, 2 * streams)
+async def streamed(url: str, questions: list[str], streams: int, each: int, tokens: int, seed: int) -> dict[str, float]:
+    """Tokens a second, and the median time to the first token, of `streams` clients with `each` questions."""
+    order = random.Random(seed).sample(questions, each * streams)
     firsts: list[float] = []
     counts: list[int] = []
 
@@ -56,7 +56,7 @@ async def streamed(url: str, questions: list[str], streams: int, tokens: int, se
                         counts.append(event["usage"]["completion_tokens"])
 
         async def one(number: int) -> None:
-            for question in order[2 * number : 2 * number + 2]:
+            for question in order[each * number : each * (number + 1)]:
                 await ask(question)
 
         began = time.perf_counter()
@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF file; the default model when left out")
     parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=16, help="of each stream, one after the other")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -114,10 +115,11 @@ def main() -> None:
         questions = [item.text for item in data.xstest(data.folder_of(options.data))]
         runs: dict[str, list[dict[str, float]]] = {"off": [], "standard": []}
         for number in range(options.rounds):
-            for name, rows in runs.items():
+            for name, rows in list(runs.items())[:: 1 - 2 * (number % 2)]:
                 extra = () if name == "off" else ("--guard", name)
                 with server("cierzo", model, options, *extra) as url:
-                    rows.append(asyncio.run(streamed(url, questions, options.streams, options.tokens, number)))
+                    load = (options.streams, options.questions, options.tokens)
+                    rows.append(asyncio.run(streamed(url, questions, *load, number)))
                 print(f"round {number + 1}, {name}: {rows[-1]}", file=sys.stderr)
         found["streams"] = {
             name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in runs.items()

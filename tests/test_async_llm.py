@@ -146,11 +146,9 @@ def test_an_event_loop_that_died_costs_nobody_anything() -> None:
     engine = tiny_engine(tiny_config())
     thread = EngineThread(engine)
     sequence = engine.prepare([1], LONG)
-
-    def wake() -> None:
-        raise RuntimeError("Event loop is closed")
-
-    thread.submit(sequence, wake)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    thread.submit(sequence, loop, lambda: None)
     thread.close()
     assert sequence.finish_reason == "cancelled"
     assert all_free(engine)

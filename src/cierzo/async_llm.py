@@ -157,12 +157,8 @@ class AsyncLLM:
 
     def _submit(self, sequence: EngineSequence) -> asyncio.Event:
         """Queue a sequence; the event is set after each of its new deltas."""
-        loop, woken = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(woken.set)
-
-        self._thread.submit(sequence, wake)
+        woken = asyncio.Event()
+        self._thread.submit(sequence, asyncio.get_running_loop(), woken.set)
         return woken
 
     async def _finish(self, sequence: EngineSequence) -> None:

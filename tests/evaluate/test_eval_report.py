@@ -24,6 +24,7 @@ from cierzo.evaluate.report import write_report
 from cierzo.evaluate.statistics import mean_and_error, mean_of, plus_minus, score_and_error
 from cierzo.evaluate.tasks import SUITES
 from cierzo.files import write_whole
+from support.namespaces import default_sandbox
 
 COMMAND = [sys.executable, "-m", "cierzo", "eval"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CIERZO_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -85,6 +86,7 @@ def record(format: str, parameters: int = 135_000_000, shift: int = 0) -> dict[s
 
 
 def test_a_run_from_files_offline(data: Path, default_gguf: Path, tmp_path: Path) -> None:
+    default_sandbox()
     out = tmp_path / "run.json"
     arguments = [
         str(default_gguf),

@@ -20,6 +20,7 @@ from cierzo.errors import CierzoError
 from cierzo.evaluate.inside import filter_of
 from cierzo.evaluate.sandbox import Limits, Sandbox
 from cierzo.evaluate.tasks import humaneval_passes, mbpp_passes
+from support.namespaces import default_sandbox, refusal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
@@ -28,8 +29,8 @@ GOOD = "x = sum(range(10))\nassert x == 45\nprint('good')"
 
 @pytest.fixture(scope="module", params=["bwrap", "unshare"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    if shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
+    if reason := refusal(request.param):
+        pytest.skip(reason)
     return Sandbox(Limits(seconds=2), tool=request.param)
 
 
@@ -310,7 +311,7 @@ def test_a_program_cannot_stop_the_clock(sandbox: Sandbox) -> None:
 
 
 def test_answers_to_the_code_benchmarks() -> None:
-    sandbox = Sandbox()
+    sandbox = default_sandbox()
     doc = {"prompt": "def two():\n", "test": "def check(f):\n    assert f() == 2\n", "entry_point": "two"}
     assert humaneval_passes(doc, ["    return 2\n"], sandbox=sandbox) == {"pass@1": 1}
     assert humaneval_passes(doc, ["    return 3\n"], sandbox=sandbox) == {"pass@1": 0}

@@ -5,7 +5,7 @@ import gzip
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,9 @@ from cierzo.evaluate.data import read
 from cierzo.evaluate.sandbox import Sandbox
 from cierzo.evaluate.suite import Options, chosen, left_out, spread
 from cierzo.evaluate.tasks import BENCHMARKS, GROUPS, SUITES, best_f1, build, word_f1
+
+UNUSED = cast(Sandbox, object())
+"""Nothing of what is asked is run."""
 
 
 def prompts(tasks: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -79,7 +82,7 @@ def test_examples_stand_before_the_question(data: Path) -> None:
     (prompt, choice), *_ = prompts(build("agieval", data, None, None))
     assert prompt.count("the answer is (A)") == 5
     assert choice == " (A)"
-    [(prompt, _)] = prompts(build("mbpp", data, None, Sandbox()))
+    [(prompt, _)] = prompts(build("mbpp", data, None, UNUSED))
     assert prompt.count("[DONE]") == 3
     assert prompt.endswith("assert add11(2) == 13\n[BEGIN]\n")
     [(prompt, _)] = prompts(build("quac", data, None, None))
@@ -87,8 +90,7 @@ def test_examples_stand_before_the_question(data: Path) -> None:
 
 
 def test_every_benchmark_is_there(data: Path) -> None:
-    sandbox = Sandbox()
-    built = {name: build(name, data, None, sandbox) for name in SUITES["article"]}
+    built = {name: build(name, data, None, UNUSED) for name in SUITES["article"]}
     for name, tasks in built.items():
         assert all(len(task.eval_docs) > 0 for task in tasks.values()), name
     counts = {name: len(tasks) for name, tasks in built.items() if len(tasks) > 1}
@@ -161,10 +163,10 @@ def test_the_hub_has_other_examples(monkeypatch: pytest.MonkeyPatch) -> None:
             {split: datasets.Dataset.from_list(items) for split, items in
              (hub if "mbpp" in asked["path"] else {"test": exam}).items()})
     )  # fmt: skip
-    [(prompt, _)] = prompts(build("mbpp", None, None, Sandbox()))
+    [(prompt, _)] = prompts(build("mbpp", None, None, UNUSED))
     assert re.findall("code [0-9]+", prompt) == ["code 2", "code 3", "code 4"]
     with pytest.raises(CierzoError, match="mbpp has 3 examples, and 4"):
-        build("mbpp", None, 4, Sandbox())
+        build("mbpp", None, 4, UNUSED)
     built = build("agieval", None, None, None)
     assert {task.config.num_fewshot for task in built.values()} == {0}
     with pytest.raises(CierzoError, match="agieval has 0 examples, and 3"):
@@ -210,7 +212,7 @@ def test_files_that_are_not_as_they_should_be(
     shutil.copytree(data, folder)
     (folder / file).write_bytes(content)
     with pytest.raises(CierzoError, match=told) as raised:
-        build(name, folder, None, Sandbox() if BENCHMARKS[name].code else None)
+        build(name, folder, None, UNUSED if BENCHMARKS[name].code else None)
     assert "\n" not in str(raised.value)
 
 

@@ -153,6 +153,17 @@ def test_a_refused_answer_ends_cleanly(server: Served, stream: bool) -> None:
     assert server.until_idle(), "a refused answer goes on"
 
 
+def test_what_the_guard_lets_go_of_at_once_is_one_chunk(server: Served) -> None:
+    """Of a token a character; every token's probability is told all the same."""
+    _guard(server, hold=16)
+    text = "harmless words, " * 10
+    events = _events(server, CHAT, messages=_user("hello"), logprobs=True, **_saying(text))
+    chunks = [e["choices"][0] for e in events[1:-1]]
+    assert "".join(c["delta"].get("content", "") for c in chunks) == text
+    assert sum(len(c["logprobs"]["content"]) for c in chunks if c["logprobs"]) >= len(text)
+    assert len(chunks) < len(text) / 8
+
+
 def test_a_refused_answer_in_anthropics_stream(server: Served) -> None:
     _guard(server, hold=16)
     schema = {"type": "object", "properties": {"a": {"const": LONG}}, "required": ["a"], "additionalProperties": False}

@@ -1,6 +1,6 @@
 """What is asked of the engine and what it answers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -180,6 +180,19 @@ class Delta:
     stop_text: str | None = None
     error: str | None = None
 
+    @classmethod
+    def joined(cls, pieces: Sequence["Delta"]) -> "Delta":
+        """Pieces that follow each other, at least one, as one; only the last may be the end."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return replace(
+            pieces[-1],
+            text="".join(p.text for p in pieces),
+            token_ids=tuple(t for p in pieces for t in p.token_ids),
+            logprobs=tuple(t for p in pieces for t in p.logprobs),
+            tool_calls=tuple(d for p in pieces for d in p.tool_calls),
+        )
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -199,20 +212,13 @@ class Completion:
         Raises:
             EngineError: the answer ended by one.
         """
-        pieces = list(deltas)
-        last = pieces[-1]
-        assert last.finish_reason is not None, "the last piece is missing"
-        assert last.usage is not None
-        if last.error is not None:
-            raise EngineError(last.error)
-        return cls(
-            "".join(p.text for p in pieces),
-            tuple(t for p in pieces for t in p.token_ids),
-            last.finish_reason,
-            last.usage,
-            tuple(t for p in pieces for t in p.logprobs),
-            _whole_calls(d for p in pieces for d in p.tool_calls),
-        )
+        whole = Delta.joined(list(deltas))
+        assert whole.finish_reason is not None, "the last piece is missing"
+        assert whole.usage is not None
+        if whole.error is not None:
+            raise EngineError(whole.error)
+        calls = _whole_calls(whole.tool_calls)
+        return cls(whole.text, whole.token_ids, whole.finish_reason, whole.usage, whole.logprobs, calls)
 
 
 def _whole_calls(deltas: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:

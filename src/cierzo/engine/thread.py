@@ -1,7 +1,9 @@
 """An engine on a thread of its own, so that those who ask never compute and those who compute never wait."""
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Literal
 
@@ -9,14 +11,14 @@ from cierzo.engine.engine import Engine
 from cierzo.engine.sequence import Sequence
 from cierzo.errors import QueueFullError
 
-Wake = Callable[[], None]
+Wake = Callable[[], object]
 _Order = tuple[Literal["add", "cancel", "close"], Sequence | None]
 
 
 class EngineThread:
     """Steps an engine while it has work. All methods may be called from any thread.
 
-    A submitted sequence's `deltas` grow from the engine's thread; `wake` is called there after each time.
+    A submitted sequence's `deltas` grow from the engine's thread; its event loop calls `wake` after each time.
 
     Args:
         max_waiting: sequences that wait for their turn at most, besides those that run.
@@ -25,7 +27,7 @@ class EngineThread:
     def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
         self.engine, self.max_waiting = engine, max_waiting
         self._orders: SimpleQueue[_Order] = SimpleQueue()
-        self._wakes: dict[Sequence, Wake] = {}
+        self._wakes: dict[Sequence, tuple[asyncio.AbstractEventLoop, Wake]] = {}
         self._lock = threading.Lock()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="cierzo-engine", daemon=True)
@@ -47,7 +49,7 @@ class EngineThread:
         if len(self._wakes) >= self.engine.scheduler.max_running + self.max_waiting:
             raise QueueFullError(f"{len(self._wakes)} requests are running or waiting: try again later")
 
-    def submit(self, sequence: Sequence, wake: Wake) -> None:
+    def submit(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, wake: Wake) -> None:
         """Queue a prepared sequence.
 
         Raises:
@@ -55,7 +57,7 @@ class EngineThread:
         """
         with self._lock:
             self.check_room()
-            self._wakes[sequence] = wake
+            self._wakes[sequence] = (loop, wake)
             self._orders.put(("add", sequence))  # before a close
 
     def cancel(self, sequence: Sequence) -> None:
@@ -86,10 +88,11 @@ class EngineThread:
             except BaseException as error:  # a fault of ours, or a panic of a library: nothing can be trusted any more
                 engine.fail(f"{type(error).__name__}: {error}")
                 changed = list(self._wakes)
-            for sequence in changed:
-                if engine.failure is not None and sequence.finish_reason is None:
-                    sequence.end("error", engine.failure)
-                self._tell(sequence)
+            if engine.failure is not None:
+                for sequence in changed:
+                    if sequence.finish_reason is None:
+                        sequence.end("error", engine.failure)
+            self._tell(changed)
 
     def _obey(self, order: str, sequence: Sequence) -> None:
         if order == "cancel":
@@ -101,15 +104,26 @@ class EngineThread:
         else:
             self.engine.add(sequence)
         if sequence.finish_reason is not None:
-            self._tell(sequence)
+            self._tell([sequence])
 
-    def _tell(self, sequence: Sequence) -> None:
-        ended = sequence.finish_reason is not None
-        wake = self._wakes.pop(sequence, None) if ended else self._wakes.get(sequence)
-        if wake is None:
-            return
-        try:
-            wake()
-        except RuntimeError:  # the event loop of who asked is closed
-            self._wakes.pop(sequence, None)
-            self.engine.cancel(sequence)
+    def _tell(self, sequences: Iterable[Sequence]) -> None:
+        """Wake who asked: once a loop, since every call of one lets its thread take the interpreter for a while."""
+        woken: dict[asyncio.AbstractEventLoop, dict[Sequence, Wake]] = defaultdict(dict)
+        for sequence in sequences:
+            ended = sequence.finish_reason is not None
+            asked = self._wakes.pop(sequence, None) if ended else self._wakes.get(sequence)
+            if asked is not None:
+                loop, wake = asked
+                woken[loop][sequence] = wake
+        for loop, wakes in woken.items():
+            try:
+                loop.call_soon_threadsafe(_call, wakes.values())
+            except RuntimeError:  # the event loop of who asked is closed
+                for sequence in wakes:
+                    self._wakes.pop(sequence, None)
+                    self.engine.cancel(sequence)
+
+
+def _call(wakes: Iterable[Wake]) -> None:
+    for wake in wakes:
+        wake()

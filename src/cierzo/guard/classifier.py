@@ -10,7 +10,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,14 @@ ANY = "any"
 """That some category applies: more than the worst of them says, since weak signs of several add up."""
 
 BUCKETS = 2**16
+_REMEMBERED = 2**14  # words whose hashes are kept
 _GRAMS = range(2, 6)
 _PRIME = np.uint64(0x100000001B3)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_SPACE = np.uint32(32)
+_HIGH = np.uint64(40)  # 16 of the bits that every character has an influence on
+_SPACE = np.uint64(32)
+_LENGTHS = {n: np.uint64(n * int(_PRIME) ** n % 2**64) for n in _GRAMS}
+"""What a run's length adds to its hash: as if it were a character in front."""
 _SHIPPED = Path(__file__).with_name("classifier.safetensors")
 
 Floats = NDArray[np.float32]
@@ -42,21 +46,22 @@ Floats = NDArray[np.float32]
 
 def features(text: str) -> tuple[NDArray[np.int64], Floats]:
     """Buckets of a normalised text, each once, and the logarithm's weight of their counts: two arrays [n]."""
-    codes = np.frombuffer(f" {text} ".encode("utf-32-le", "replace"), np.uint32)
+    codes = np.frombuffer(f" {text} ".encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
     spaces = np.concatenate(([0], np.cumsum(codes == _SPACE)))
     hashes = [_words(text)]
+    run = codes
     for n in _GRAMS:
-        if len(codes) < n:
-            break
         last = len(codes) - n + 1
-        hashed = np.full(last, n, np.uint64)
-        for k in range(n):
-            hashed = hashed * _PRIME + codes[k : last + k]
+        if last < 1:
+            break
+        run = run[:last] * _PRIME + codes[n - 1 :]
         # A run may begin or end at a space, but not cross one.
-        hashes.append(hashed[spaces[n - 1 : last + n - 1] == spaces[1 : last + 1]])
-    mixed = np.concatenate(hashes) * _MIX
-    buckets, counts = np.unique((mixed >> np.uint64(40)) % BUCKETS, return_counts=True)
-    return buckets.astype(np.int64), (1 + np.log(counts)).astype(np.float32)
+        whole = spaces[n - 1 : last + n - 1] == spaces[1 : last + 1]
+        hashes.append(run[whole] + _LENGTHS[n])
+    buckets = np.sort((np.concatenate(hashes) * _MIX >> _HIGH).astype(np.uint16))
+    first = np.flatnonzero(np.concatenate(([True], buckets[1:] != buckets[:-1])))
+    counts = np.diff(first, append=len(buckets))
+    return buckets[first].astype(np.int64), (1 + np.log(counts)).astype(np.float32)
 
 
 def _words(text: str) -> NDArray[np.uint64]:
@@ -66,6 +71,7 @@ def _words(text: str) -> NDArray[np.uint64]:
     return np.concatenate((words, pairs))
 
 
+@lru_cache(_REMEMBERED)
 def _word(word: str) -> int:
     return zlib.crc32(word.strip(".,;:!?\"'()[]").encode("utf-8", "replace")) + (1 << 33)
 
@@ -153,7 +159,7 @@ class Classifier:
     def _probabilities(self, part: str) -> dict[str, float]:
         buckets, counts = features(part)
         weights = counts * self.idf[buckets].astype(np.float32)
-        weights /= max(float(np.linalg.norm(weights)), 1e-12)
+        weights /= max(math.sqrt(weights @ weights), 1e-12)
         logits = (weights @ self.weights[buckets].astype(np.float32)) * self.scale + self.bias
         logits += self.prior.value(part) * self.gain
         scores = dict(zip(self.categories, (1 / (1 + np.exp(-logits))).tolist(), strict=True))

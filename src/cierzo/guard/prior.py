@@ -4,10 +4,13 @@ It is alt-profanity-check's linear SVM (MIT) over tf-idf of single words, learnt
 numbers a word, so it is copied into the classifier's own file, each word as its hash.
 """
 
+import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,15 +41,19 @@ class Prior:
 
     def value(self, text: str) -> float:
         """The sum of weights over a normalised text, by tf-idf of length 1; 0 without a known word."""
-        hashes, counts = np.unique(
-            np.array([_hashed(word) for word in _WORD.findall(text)], np.uint32), return_counts=True
-        )
-        at = np.searchsorted(self.hashes, hashes)
-        known = at < len(self.hashes)
-        known[known] = self.hashes[at[known]] == hashes[known]
-        shares = counts[known] * self.idf[at[known]].astype(np.float32)
-        length = float(np.linalg.norm(shares))
-        return float(shares @ self.weights[at[known]].astype(np.float32)) / length if length else 0.0
+        total = squares = 0.0
+        for word, count in Counter(_WORD.findall(text)).items():
+            if (known := self._known.get(_hashed(word))) is not None:
+                share = count * known[0]
+                squares += share * share
+                total += share * known[1]
+        return total / math.sqrt(squares) if squares else 0.0
+
+    @cached_property
+    def _known(self) -> dict[int, tuple[float, float]]:
+        """Of each hash. Texts have few words: looking them up one by one is faster than by arrays."""
+        columns = (self.hashes.tolist(), self.idf.tolist(), self.weights.tolist())
+        return {word: (idf, weight) for word, idf, weight in zip(*columns, strict=True)}
 
 
 def _hashed(word: str) -> int:

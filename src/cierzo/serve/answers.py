@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -193,7 +194,9 @@ class Answers:
                 return
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Pieces with the number of their answer, in the order in which they come.
+        """Pieces with the number of their answer, in the order in which they come; what waits already comes as one.
+
+        So a client that reads slowly, and a guard that lets go of much at once, cost an event and not one a token.
 
         Raises:
             EngineError: an answer ended by one.
@@ -201,13 +204,15 @@ class Answers:
         """
         left = self._count
         while left:
-            index, delta = await self._queue.get()
-            if delta.error is not None:
-                raise EngineError(delta.error)
-            if delta.finish_reason == "cancelled":
-                raise shutting_down()
-            left -= delta.finish_reason is not None
-            yield index, delta
+            waiting = [await self._queue.get()]
+            while not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            for (index, broken), pieces in groupby(waiting, lambda each: (each[0], _broken(each[1]))):
+                delta = Delta.joined([piece for _, piece in pieces])
+                if broken:
+                    raise shutting_down() if delta.error is None else EngineError(delta.error)
+                left -= delta.finish_reason is not None
+                yield index, delta
 
     async def whole(self) -> list[list[Delta]]:
         """All pieces of each answer."""
@@ -284,6 +289,11 @@ async def watched(request: Request, work: Awaitable[T]) -> T:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _broken(delta: Delta) -> bool:
+    """Whether it says that an answer ended without an end."""
+    return delta.error is not None or delta.finish_reason == "cancelled"
 
 
 def shutting_down() -> ApiError:
