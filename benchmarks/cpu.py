@@ -129,8 +129,10 @@ def layer_weights(model: Path) -> int:
 def run_rounds(model: Path, options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, dict[str, float]]]:
     results = {engine: Result() for engine in options.engines}
     settings = {engine: SETTINGS[engine] for engine in options.engines}
-    own: dict[str, Any] = {"model": str(options.cierzo_model)} if options.cierzo_model else {}
-    settings["cierzo"] = [own | ({"cache_tokens": options.cierzo_cache} if options.cierzo_cache else {})]
+    own: dict[str, Any] = {"cache_tokens": options.cierzo_cache} if options.cierzo_cache else {}
+    settings["cierzo"] = [own]
+    if options.cierzo_model:
+        settings["cierzo"] = [own | {"model": str(options.cierzo_model), "mmap": mapped} for mapped in (True, False)]
     best: dict[str, dict[str, float]] = {"read": {}, "matrix": {}}
     for path in [model, *(options.cierzo_model.glob("*.safetensors") if options.cierzo_model else ())]:
         with path.open("rb") as file:  # into the page cache

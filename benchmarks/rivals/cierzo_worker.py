@@ -1,7 +1,8 @@
 """Cierzo, measured through its public face. See worker.py.
 
-A setting may name a `model` of its own, a packed folder of the shape that the rivals' file has, and `cache_tokens`: a
-window bounds what is needed, but blocks of the past are kept for the next prompt while the cache has room.
+A setting may name a `model` of its own, a packed folder of the shape that the rivals' file has; whether its weights stay
+in their file (`mmap`); and `cache_tokens`: a window bounds what is needed, but blocks of the past are kept for the next
+prompt while the cache has room.
 """
 
 import os
@@ -26,7 +27,12 @@ class Cierzo:
         torch.set_num_threads(job.threads)
         model = job.setting.get("model", job.model)
         cache_tokens = job.setting.get("cache_tokens", 2 * job.most_tokens)
-        self._llm = cierzo.LLM(model, max_seq_len=job.longest + job.streams, cache_tokens=cache_tokens)
+        self._llm = cierzo.LLM(
+            model,
+            max_seq_len=job.longest + job.streams,
+            cache_tokens=cache_tokens,
+            mmap=job.setting.get("mmap", True),
+        )
         self.versions = {
             "cierzo": cierzo.__version__,
             "torch": torch.__version__,

@@ -46,6 +46,7 @@ class LLM:
         cache_tokens: int | None = None,
         max_running: int = 64,
         sliding_window: int | None = None,
+        mmap: bool = True,
         progress: bool = False,
     ) -> None:
         options = LoadOptions(
@@ -60,6 +61,7 @@ class LLM:
             cache_tokens=cache_tokens,
             max_running=max_running,
             sliding_window=sliding_window,
+            mmap=mmap,
         )
         self._loaded = load_engine(model, options, progress=progress)
         self.path, self.name, self._engine = self._loaded.path, self._loaded.name, self._loaded.engine

@@ -41,6 +41,8 @@ class LoadOptions:
             free memory holds if that is less.
         max_running: sequences computed together at most; more wait.
         sliding_window: another window than the model's own, in tokens, for all layers; 0 for none.
+        mmap: leave the weights of a packed folder in their file, which processes share, and which takes no time; else
+            they are copied into huge pages, which decodes faster where memory is fast (docs/benchmarks.md).
     """
 
     dtype: str = "auto"
@@ -54,6 +56,7 @@ class LoadOptions:
     cache_tokens: int | None = None
     max_running: int = 64
     sliding_window: int | None = None
+    mmap: bool = True
 
     def __post_init__(self) -> None:
         if self.sliding_window is not None and self.sliding_window < 0:
@@ -158,7 +161,7 @@ def _load(path: Path, options: LoadOptions, progress: bool) -> tuple[Transformer
     with progress_bar(f"loading {path.name}", wanted=progress) as report:
         device, dtype = resolve_device(options.device), _DTYPES[options.dtype]
         packed = options.dtype == "auto" and device.type == "cpu" and machine().kernels is not None
-        transformer = load_model(path, dtype=dtype, packed=packed, device=device, progress=report)
+        transformer = load_model(path, dtype=dtype, packed=packed, mapped=options.mmap, device=device, progress=report)
     if tokenizer.vocab_size > transformer.config.vocab_size:
         raise CierzoError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the weights {transformer.config.vocab_size}: "

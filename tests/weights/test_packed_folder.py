@@ -67,6 +67,29 @@ def test_a_packed_model_reads_back(
     assert torch.equal(unpacked.layers[1].attention.wq.weight, wq.unpacked())  # type: ignore[union-attr, arg-type]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what is mapped")
+def test_matrices_can_leave_their_file(tmp_path: Path, original: Path) -> None:
+    quantize_model(original, tmp_path / "packed")
+
+    def matrix(mapped: bool) -> PackedMatrix:
+        found = load_model(tmp_path / "packed", packed=True, mapped=mapped).tok_embeddings.weight
+        assert isinstance(found, PackedMatrix)
+        return found
+
+    def file_of(matrix: PackedMatrix) -> str:
+        """What the memory there is mapped from."""
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            start, end = (int(each, 16) for each in line.split()[0].split("-"))
+            if start <= matrix.data.data_ptr() < end:
+                return line
+        raise AssertionError("nowhere")
+
+    mapped, copied = matrix(True), matrix(False)
+    assert FILE in file_of(mapped)
+    assert FILE not in file_of(copied)
+    assert torch.equal(mapped.data, copied.data)
+
+
 def test_experts_and_hugging_face_folders_can_be_packed(tmp_path: Path) -> None:
     config = ModelConfig(
         dim=32, n_layers=1, head_dim=8, hidden_dim=48, n_heads=4, n_kv_heads=4, vocab_size=50, max_seq_len=64,

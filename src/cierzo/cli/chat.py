@@ -25,6 +25,7 @@ def chat(
     chat_template: opt.ChatTemplate = None,
     context: opt.Context = None,
     beyond_limit: opt.BeyondLimit = False,
+    mmap: opt.Mmap = True,
     url: Annotated[
         str | None, typer.Option(help="Talk with a model of the server there (its key in CIERZO_API_KEY).")
     ] = None,
@@ -47,14 +48,8 @@ def chat(
     if url is not None:
         from cierzo.cli.remote import RemoteLLM
 
-        if (dtype, device, cache_dtype, chat_template, context, beyond_limit) != (
-            "auto",
-            "auto",
-            "auto",
-            None,
-            None,
-            False,
-        ):
+        chosen = (dtype, device, cache_dtype, chat_template, context, beyond_limit, mmap)
+        if chosen != ("auto", "auto", "auto", None, None, False, True):
             raise CierzoError("how a model is loaded is the server's to say: leave those options out with --url")
         llm = RemoteLLM(url, model)
     else:
@@ -66,6 +61,7 @@ def chat(
             chat_template=chat_template,
             max_seq_len=context,
             allow_beyond_limit=beyond_limit,
+            mmap=mmap,
         )
         if loaded.tokenizer.chat_refusal is not None:
             raise CierzoError(f"{loaded.name}: {loaded.tokenizer.chat_refusal}")

@@ -26,6 +26,7 @@ def generate(
     chat_template: opt.ChatTemplate = None,
     context: opt.Context = None,
     beyond_limit: opt.BeyondLimit = False,
+    mmap: opt.Mmap = True,
 ) -> None:
     """Continue a text; what is written is the continuation alone.
 
@@ -47,6 +48,7 @@ def generate(
         chat_template=chat_template,
         max_seq_len=context,
         allow_beyond_limit=beyond_limit,
+        mmap=mmap,
     )
 
     deltas = llm.stream_chat([{"role": "user", "content": text}], params) if as_chat else llm.stream(text, params)

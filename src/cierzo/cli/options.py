@@ -28,6 +28,10 @@ Dtype = Annotated[str, typer.Option(help="Type of the weights in memory: auto, f
 CacheDtype = Annotated[
     str, typer.Option(help="Type of the keys and values in the cache: auto, float32, bfloat16, int8 (half the memory).")
 ]
+Mmap = Annotated[
+    bool,
+    typer.Option(help="A packed model's weights stay in their file; --no-mmap copies them: faster where memory is."),
+]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda.")]
 ChatTemplate = Annotated[
     str | None, typer.Option(help="Instead of the model's own: none, chatml, llama-2, mistral, or a Jinja file.")

@@ -20,6 +20,7 @@ from cierzo.ops.packed import (
     quantize,
 )
 from cierzo.ops.reference import Draw, Expert, Rotation, Weight, rms_norm
+from cierzo.ops.room import huge_pages
 from cierzo.ops.seam import (
     LayerWeights,
     attend,
@@ -65,6 +66,7 @@ __all__ = [
     "from_blocks",
     "gate_up",
     "head_width",
+    "huge_pages",
     "logits",
     "machine",
     "mixture",

@@ -5,7 +5,6 @@ Q4_0, Q4_1 and Q8_0 are these grids, so they are taken over without loss. Q4T is
 layout that all kernels read (native/format.h): panels of 16 outputs, tiles of 64 inputs, lines of 64 bytes.
 """
 
-import math
 from enum import IntEnum
 from functools import cached_property
 from types import ModuleType
@@ -18,6 +17,7 @@ from cierzo.errors import CierzoError
 from cierzo.ops import coded
 from cierzo.ops.coded import GROUP, PANEL, TILE
 from cierzo.ops.machine import machine
+from cierzo.ops.room import aligned_empty
 
 _ROWS_AT_ONCE = 4096  # of a matrix while it is packed, so that what is in between stays small; whole panels
 
@@ -65,9 +65,11 @@ class PackedMatrix:
             )
         self.format, self.outputs, self.inputs = format, outputs, inputs
         self.shape = torch.Size((outputs, inputs))
-        self.data = (
-            data if data.is_contiguous() and data.data_ptr() % 64 == 0 else aligned_empty(tuple(data.shape)).copy_(data)
-        )
+        self.data = data if data.is_contiguous() and data.data_ptr() % 64 == 0 else _copied(data)
+
+    def copied(self) -> "PackedMatrix":
+        """The same in memory of its own."""
+        return PackedMatrix(self.format, self.outputs, self.inputs, _copied(self.data))
 
     def numel(self) -> int:
         return self.outputs * self.inputs
@@ -121,18 +123,14 @@ def _kernels() -> ModuleType:
     return kernels
 
 
+def _copied(data: Tensor) -> Tensor:
+    return aligned_empty(tuple(data.shape)).copy_(data)
+
+
 def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, ...]:
     """[panels, tiles, tile_bytes]; of Q4T [panels, panel_bytes]."""
     panels, tiles = -(-outputs // PANEL), -(-inputs // TILE)
     return (panels, coded.panel_bytes(tiles)) if format is Format.Q4T else (panels, tiles, format.tile_bytes)
-
-
-def aligned_empty(shape: tuple[int, ...]) -> Tensor:
-    """Bytes that begin at a multiple of 64."""
-    size = math.prod(shape)
-    room = torch.empty(size + 64, dtype=torch.uint8)
-    start = -room.data_ptr() % 64
-    return room[start : start + size].view(shape)
 
 
 GGML_GRIDS = {2: Format.Q4, 3: Format.Q4M, 8: Format.Q8, 12: Format.Q4M}

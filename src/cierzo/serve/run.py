@@ -55,6 +55,7 @@ def load_options(settings: Settings) -> LoadOptions:
         chunk_size=settings.chunk_size,
         cache_dtype=settings.cache_dtype,
         cache_tokens=settings.cache_tokens,
+        mmap=settings.mmap,
         max_running=settings.max_running,
     )
 

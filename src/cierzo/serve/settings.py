@@ -76,6 +76,9 @@ class Settings:
     cache_tokens: Annotated[
         int | None, Said("Tokens that the cache holds; by default what half the free memory holds.", 1)
     ] = None
+    mmap: Annotated[
+        bool, Said("A packed model's weights stay in their file; else they are copied: faster where memory is.")
+    ] = True
     max_running: Annotated[int, Said("Answers computed together at most.", 1)] = 64
     keep: Annotated[
         float | None, Said("Seconds that an unused model stays loaded; until memory is needed else.", 0)

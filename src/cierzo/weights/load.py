@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig, Transformer
-from cierzo.ops import PackedMatrix
+from cierzo.ops import PackedMatrix, huge_pages
 from cierzo.weights.source import WeightSource, open_source
 
 _ROUTER = "feed_forward.gate.weight"  # of a mixture of experts: small, and rounding it sends tokens elsewhere
@@ -28,6 +28,7 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     packed: bool = False,
+    mapped: bool = True,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Transformer:
@@ -36,11 +37,11 @@ def load_model(
     `dtype` None keeps what the matrices are stored in (float32 when quantised). With `packed`, the matrices of a
     quantised checkpoint stay in few bits on the CPU, which needs the native kernels, and everything else becomes
     float32. Weights that need no conversion stay mapped files, which the operating system reads when they are first
-    used; beyond the model itself, loading takes the memory of one tensor. `progress` hears (parameters done, parameters
-    in all). Raises `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked at when it
-    was written).
+    used; where `mapped` is false, a packed folder's matrices are copied into huge pages instead. Beyond the model
+    itself, loading takes the memory of one tensor. `progress` hears (parameters done, parameters in all). Raises
+    `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked at when it was written).
     """
-    source = open_source(path)
+    source = open_source(path, mapped=mapped)
     packed = packed and source.quantized and torch.device(device).type == "cpu"
     dtype = torch.float32 if packed else dtype or source.dtype
     check_counts(source)
@@ -48,20 +49,21 @@ def load_model(
     shapes = model_shapes(source.config, model)
     check_shapes(source, shapes)
     done, total = 0, source.config.n_params
-    for name, shape in shapes.items():
-        weight: nn.Parameter | PackedMatrix
-        if packed and is_matrix(name, shape):
-            weight = source.packed(name)
-        else:
-            tensor = checked_finite(source, name)
-            weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-        module, _, attribute = name.rpartition(".")
-        owner = model.get_submodule(module)
-        delattr(owner, attribute)  # a packed matrix is no parameter: PyTorch would refuse it in one's place
-        setattr(owner, attribute, weight)
-        done += weight.numel()
-        if progress:
-            progress(done, total)
+    with huge_pages():
+        for name, shape in shapes.items():
+            weight: nn.Parameter | PackedMatrix
+            if packed and is_matrix(name, shape):
+                weight = source.packed(name)
+            else:
+                tensor = checked_finite(source, name)
+                weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+            module, _, attribute = name.rpartition(".")
+            owner = model.get_submodule(module)
+            delattr(owner, attribute)  # a packed matrix is no parameter: PyTorch would refuse it in one's place
+            setattr(owner, attribute, weight)
+            done += weight.numel()
+            if progress:
+                progress(done, total)
     return model.eval()
 
 

@@ -48,13 +48,13 @@ _BY_WIDTH = {format.tile_bytes: format for format in (Format.Q4, Format.Q4M, For
 
 
 class PackedFolder:
-    """A `WeightSource` over a folder that `quantize_model` wrote; nothing is copied."""
+    """A `WeightSource` over a folder that `quantize_model` wrote; with `mapped` nothing is copied."""
 
     quantized = True
     dtype = torch.float32
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, *, mapped: bool = True) -> None:
+        self.path, self._mapped = folder, mapped
         file = folder / FILE
         metadata = _metadata(file)
         self.config = _config(file, metadata)
@@ -83,7 +83,8 @@ class PackedFolder:
         outputs, inputs = self.shapes[name]
         format = _format(stored)
         assert format is not None  # `_shape` has seen it
-        return PackedMatrix(format, outputs, inputs, stored)
+        matrix = PackedMatrix(format, outputs, inputs, stored)
+        return matrix if self._mapped else matrix.copied()
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the metadata declare, which must be what is stored."""

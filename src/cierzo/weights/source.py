@@ -109,8 +109,10 @@ class MappedTensors:
         return quantize(self.tensor(name), Format.Q8)
 
 
-def open_source(path: Path) -> WeightSource:
+def open_source(path: Path, *, mapped: bool = True) -> WeightSource:
     """The checkpoint at `path`, a folder or a GGUF file. In a folder, packed goes first, then consolidated.
+
+    With `mapped` false, packed matrices are copied out of their file.
 
     Raises `WeightsError` when nothing is recognised, or when the files are broken or of a model that cannot be run.
     """
@@ -125,7 +127,7 @@ def open_source(path: Path) -> WeightSource:
     if file is not None:
         return GgufFile(file)
     if (path / FILE).is_file():
-        return PackedFolder(path)
+        return PackedFolder(path, mapped=mapped)
     if (path / "params.json").is_file() and consolidated_files(path):
         return open_consolidated(path)
     if (path / "config.json").is_file():
