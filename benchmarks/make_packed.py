@@ -39,10 +39,15 @@ def make_packed(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     writer = PackedWriter(partial, config, shapes, formats)
     for number, (name, shape) in enumerate(shapes.items(), 1):
         packed = formats.get(name)
-        writer.write(name, torch.ones(shape) if packed is None else torch.cat([*pieces(packed, *shape)]))
+        writer.write(name, floats(shape) if packed is None else torch.cat([*pieces(packed, *shape)]))
         show_progress(number, len(shapes))
     writer.finish()
     partial.rename(folder)
+
+
+def floats(shape: tuple[int, ...]) -> Tensor:
+    """A norm's weight; of a mixture's router what sends tokens to all experts alike."""
+    return torch.ones(shape) if len(shape) == 1 else torch.randn(shape) / shape[1] ** 0.5
 
 
 def pieces(format: Format, outputs: int, inputs: int) -> Iterator[Tensor]:
@@ -63,7 +68,7 @@ def pieces(format: Format, outputs: int, inputs: int) -> Iterator[Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", choices=[name for name, config in PRESETS.items() if not config.moe])
+    parser.add_argument("shape", choices=PRESETS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, metavar="N", help="fewer layers than the shape has, or more")
     arguments = parser.parse_args()

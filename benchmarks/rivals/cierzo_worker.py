@@ -1,8 +1,8 @@
 """Cierzo, measured through its public face. See worker.py.
 
-A setting may name a `model` of its own, a packed folder of the shape that the rivals' file has; whether its weights stay
-in their file (`mmap`); and `cache_tokens`: a window bounds what is needed, but blocks of the past are kept for the next
-prompt while the cache has room.
+A setting may name a `model` of its own, a packed folder of the shape that the rivals' file has; whether its weights
+stay in their file (`mmap`); and `cache_tokens`: a window bounds what is needed, but blocks of the past are kept for the
+next prompt while the cache has room.
 """
 
 import os

@@ -71,7 +71,7 @@ def test_all_of_stdin_is_one_message(run: Run, llm: FakeLLM) -> None:
 def test_options_reach_the_model_and_the_sampler(run: Run, llm: FakeLLM) -> None:
     numbers = {"--temperature": 0, "--top-p": 0.5, "--top-k": 3, "--min-p": 0.1, "--seed": 4, "--max-tokens": 2}
     options = [str(part) for option in numbers.items() for part in option]
-    options += ["--stop", "a", "--stop", "b", "--dtype", "float32", "--context", "99"]
+    options += ["--stop", "a", "--stop", "b", "--dtype", "float32", "--context", "99", "--no-mmap"]
     assert run("chat", "some.gguf", *options, stdin=QUESTION).status == 0
     assert llm.params == [
         cierzo.SamplingParams(
@@ -86,6 +86,7 @@ def test_options_reach_the_model_and_the_sampler(run: Run, llm: FakeLLM) -> None
         "max_seq_len": 99,
         "cache_dtype": "auto",
         "allow_beyond_limit": False,
+        "mmap": False,
         "progress": True,
     }
 

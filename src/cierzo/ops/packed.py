@@ -65,11 +65,9 @@ class PackedMatrix:
             )
         self.format, self.outputs, self.inputs = format, outputs, inputs
         self.shape = torch.Size((outputs, inputs))
-        self.data = data if data.is_contiguous() and data.data_ptr() % 64 == 0 else _copied(data)
-
-    def copied(self) -> "PackedMatrix":
-        """The same in memory of its own."""
-        return PackedMatrix(self.format, self.outputs, self.inputs, _copied(self.data))
+        self.data = (
+            data if data.is_contiguous() and data.data_ptr() % 64 == 0 else aligned_empty(tuple(data.shape)).copy_(data)
+        )
 
     def numel(self) -> int:
         return self.outputs * self.inputs
@@ -121,10 +119,6 @@ def _kernels() -> ModuleType:
     if kernels is None:
         raise CierzoError('packed matrices need the native kernels: load the model with dtype="float32"')
     return kernels
-
-
-def _copied(data: Tensor) -> Tensor:
-    return aligned_empty(tuple(data.shape)).copy_(data)
 
 
 def packed_shape(format: Format, outputs: int, inputs: int) -> tuple[int, ...]:

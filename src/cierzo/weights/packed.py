@@ -8,6 +8,7 @@ mapped file, which processes share. The model's tokenizer and templates are copi
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from torch import Tensor
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, packed_shape, quantize
+from cierzo.ops.room import aligned_empty
 from cierzo.weights.hub import SIDE_FILES
 from cierzo.weights.load import check_counts, check_shapes, checked_finite, is_matrix, model_shapes
 from cierzo.weights.packing import FILE, VERSION, PackedWriter
@@ -83,8 +85,20 @@ class PackedFolder:
         outputs, inputs = self.shapes[name]
         format = _format(stored)
         assert format is not None  # `_shape` has seen it
-        matrix = PackedMatrix(format, outputs, inputs, stored)
-        return matrix if self._mapped else matrix.copied()
+        return PackedMatrix(format, outputs, inputs, stored if self._mapped else self._read(stored))
+
+    def _read(self, stored: Tensor) -> Tensor:
+        """A copy of a mapped tensor, read from the file: touching the mapping would take its memory as well."""
+        copy = aligned_empty(tuple(stored.shape))
+        end = max(tensor.data_ptr() + tensor.nbytes for tensor in self._tensors.values())  # that of the file
+        with (self.path / FILE).open("rb", buffering=0) as file:
+            file.seek(stored.data_ptr() - end, os.SEEK_END)
+            left = memoryview(copy.view(-1).numpy().data)
+            while left:
+                if not (got := file.readinto(left)):
+                    raise WeightsError(f"{self.path / FILE}: changed while it was read: load it again")
+                left = left[got:]
+        return copy
 
     def _shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the metadata declare, which must be what is stored."""
