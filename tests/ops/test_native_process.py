@@ -57,3 +57,9 @@ def test_without_the_extension_the_reference_computes_and_says_so() -> None:
     assert result.stdout == "reference\n", result.stderr
     assert result.stderr.count("no native kernels") == 1
     assert "install Cierzo with a C++ compiler" in result.stderr
+    command = "import sys; sys.modules['cierzo.ops._native'] = None; sys.argv = ['cierzo', 'doctor']\n"
+    result = subprocess.run(
+        [sys.executable, "-c", command + "from cierzo.cli import main; main()"], capture_output=True, text=True
+    )
+    [line] = result.stderr.splitlines()
+    assert line.startswith("warning: no native kernels")

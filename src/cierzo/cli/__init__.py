@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -69,8 +70,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # an answer may hold characters that the locale has not
+    warnings.formatwarning = _as_a_line
     try:
         app(prog_name="cierzo")
     except CierzoError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _as_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Of a warning what it says: where in the code it arose is nothing to who uses the command."""
+    return f"warning: {message}\n"

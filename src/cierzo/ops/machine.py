@@ -38,10 +38,12 @@ def machine() -> Machine:
     except ImportError as error:
         if wanted:
             raise CierzoError(
-                f"CIERZO_ISA={wanted}: there are no native kernels: install Cierzo with a C++ compiler"
+                f"CIERZO_ISA={wanted}: there are no native kernels: install Cierzo with a C++ compiler and Python's "
+                "headers"
             ) from error
         warnings.warn(
-            f"no native kernels ({error}): PyTorch computes everything, slowly; install Cierzo with a C++ compiler",
+            f"no native kernels ({error}): PyTorch computes everything, slowly; install Cierzo with a C++ compiler and "
+            "Python's headers",
             stacklevel=2,
         )
         return Machine(None, "reference", threads, f"no native kernels: {error}", {})
