@@ -90,6 +90,17 @@ def test_matrices_can_leave_their_file(tmp_path: Path, original: Path) -> None:
     assert torch.equal(mapped.data, copied.data)
 
 
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, original: Path) -> None:
+    quantize_model(original, tmp_path / "packed")
+    source = open_source(tmp_path / "packed", mapped=False)
+    matrices = [name for name, shape in source.shapes.items() if len(shape) == 2]
+    with (tmp_path / "packed" / FILE).open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+
+    with pytest.raises(WeightsError, match=r"changed while it was read: load it again$"):
+        list(map(source.packed, matrices))
+
+
 def test_experts_and_hugging_face_folders_can_be_packed(tmp_path: Path) -> None:
     config = ModelConfig(
         dim=32, n_layers=1, head_dim=8, hidden_dim=48, n_heads=4, n_kv_heads=4, vocab_size=50, max_seq_len=64,

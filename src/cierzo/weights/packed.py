@@ -8,7 +8,6 @@ mapped file, which processes share. The model's tokenizer and templates are copi
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +60,8 @@ class PackedFolder:
         metadata = _metadata(file)
         self.config = _config(file, metadata)
         self._tensors = read_safetensors(file, floats=False)
+        end = max((tensor.data_ptr() + tensor.nbytes for tensor in self._tensors.values()), default=0)
+        self._origin = end - file.stat().st_size  # address of the file's first byte: tensors fill it to its end
         self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
         coded: dict[str, set[bool]] = {}
         for name, shape in self.shapes.items():
@@ -90,9 +91,8 @@ class PackedFolder:
     def _read(self, stored: Tensor) -> Tensor:
         """A copy of a mapped tensor, read from the file: touching the mapping would take its memory as well."""
         copy = aligned_empty(tuple(stored.shape))
-        end = max(tensor.data_ptr() + tensor.nbytes for tensor in self._tensors.values())  # that of the file
         with (self.path / FILE).open("rb", buffering=0) as file:
-            file.seek(stored.data_ptr() - end, os.SEEK_END)
+            file.seek(stored.data_ptr() - self._origin)
             left = memoryview(copy.view(-1).numpy().data)
             while left:
                 if not (got := file.readinto(left)):
