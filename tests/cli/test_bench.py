@@ -13,7 +13,7 @@ from support.server import served
 
 
 def test_a_server_is_measured_and_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'cierzo[bench]'")
     with served(tiny_engine(tiny_config()), max_waiting=0, max_running=64) as server:
         command = [sys.executable, "-m", "cierzo", "bench", "serve"]
         settings = ["--clients", "1,3", "--requests", "2", "--prompt-tokens", "400", "--answer-tokens", "9"]
