@@ -92,16 +92,16 @@ void project_qkv(const float* x, size_t n_rows, const float* norm, float eps, co
         for (; item >= pairs_of(*sides[n].m); ++n) item -= pairs_of(*sides[n].m);
         return sides[n];
     };
-    const auto pair_of = [&](size_t item) {
+    const auto pair = [&](size_t item) {
         const Side side = side_of(item);
-        return neighbours(*side.m, item);
+        return pair_of(*side.m, item, n_rows);
     };
     const auto keep = [&](size_t item, const Pair& pair, const float* results, size_t row, size_t n) {
         const Side side = side_of(item);
         for (int i = 0; i < pair.n; ++i)
             put(results + i * n * kPanel, row, n, pair.panel[i], side.m->outputs, nullptr, side.out);
     };
-    products(pairs_of(wq) + pairs_of(wk) + pairs_of(wv), a, pair_of, keep);
+    products(pairs_of(wq) + pairs_of(wk) + pairs_of(wv), a, pair, keep);
     const auto finish = [&](size_t row) {
         const float *c = cos + row * head_dim / 2, *s = sin + row * head_dim / 2;
         rotate(q + row * wq.outputs, wq.outputs, c, s, head_dim);
@@ -184,7 +184,7 @@ void linear(const float* x, size_t n_rows, const float* norm, float eps, const M
         for (int i = 0; i < pair.n; ++i)
             put(results + i * n * kPanel, row, n, pair.panel[i], m.outputs, residual, out);
     };
-    products(pairs_of(m), a, [&](size_t item) { return neighbours(m, item); }, keep);
+    products(pairs_of(m), a, [&](size_t item) { return pair_of(m, item, n_rows); }, keep);
 }
 
 void gate_up(const float* x, size_t n_rows, const float* norm, float eps, const Matrix& w1, const Matrix& w3, float* out) {

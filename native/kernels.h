@@ -73,6 +73,7 @@ struct Product {
 
 struct Kernels {
     const char* name;
+    size_t side_by_side;  // fewer rows pass both panels of a product at once, not one after the other
 
     // int8 of a row x [n], in spans up to `padded`; tile t goes to values + t x stride.
     void (*quantize)(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,

@@ -10,7 +10,12 @@
 
 namespace cierzo::CIERZO_TARGET {
 
-constexpr size_t kPrefetch = 4608;  // bytes ahead; exactly 4096 would meet in the same cache sets
+// Few rows are as fast as memory: of fewer than so many, where registers allow, a product's two panels pass side by side, two
+// streams of memory.
+constexpr int kSideBySide = kWide > 2 ? 8 : 0;
+// Bytes that lines are fetched ahead, one by one, by R rows with P panels. 4096 would meet in the same cache sets.
+template <int R, int P>
+constexpr size_t kAhead = P == 2 ? 3456 : R < 8 ? 6912 : 4608;
 
 inline const uint16_t* scales_of(const uint8_t* tile, int group) {
     return reinterpret_cast<const uint16_t*>(tile) + group * kPanel;
@@ -25,66 +30,78 @@ inline F32x16 accumulate(F32x16 y, I32x16 sum, F32x16 scale, F32x16 minimum, flo
     return y;
 }
 
-// R rows of a product's, from `row` on, with one panel; a line of weights is unpacked once for all of them.
-template <class F, int R>
-inline void group_rows(const Product& p, const uint8_t* panel, size_t row, float* out) {
+// R rows of a product's, from `row` on, with P panels side by side, the results of the next `stride` behind those of the
+// one before; a line of weights is unpacked once for all rows.
+template <class F, int R, int P>
+inline void group_rows(const Product& p, const uint8_t* const* panels, size_t row, float* out, size_t stride) {
     const Activations& a = p.rows;
     const size_t step = a.height(row) * kTile;
     const int8_t* x = a.at(row, p.first_tile);
     const float* scales = a.scales + row * a.spans;
     const int32_t* sums = a.sums + row * a.groups;
-    const uint8_t* tile = panel + p.first_tile * F::tile_bytes;
-    const bool fetch = row == p.first_row;
-    F32x16 y[R];
-    for (int r = 0; r < R; ++r) y[r] = p.first_tile ? load(out + r * kPanel) : broadcast(0);
-    for (size_t t = p.first_tile; t < p.last_tile; ++t, tile += F::tile_bytes, x += step) {
-        const uint8_t* lines = tile + F::header;
-        for (size_t at = 0; fetch && at < F::tile_bytes; at += 64) prefetch(tile + kPrefetch + at);
+    const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;  // what is there already costs nothing to fetch again
+    F32x16 y[P][R];
+    for (int i = 0; i < P; ++i)
+        for (int r = 0; r < R; ++r) y[i][r] = p.first_tile ? load(out + i * stride + r * kPanel) : broadcast(0);
+    const uint8_t* tile[P];
+    for (int i = 0; i < P; ++i) tile[i] = panels[i] + p.first_tile * F::tile_bytes;
+    for (size_t t = p.first_tile; t < p.last_tile; ++t, x += step) {
         for (int half = 0; half < 2; ++half) {
             const size_t group = 2 * t + half;
             using Sum = std::conditional_t<F::nibbles, NibbleSum, ByteSum>;
-            Sum acc[R];
+            Sum acc[P][R];
 #pragma GCC unroll 8
-            for (int l = 0; l < 8; ++l) {
-                const uint8_t* line = lines + (F::nibbles ? l : 8 * half + l) * 64;
-                Bytes64 w = load_line(line);
-                if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
+            for (int l = 0; l < 8; ++l)
+#pragma GCC unroll 2
+                for (int i = 0; i < P; ++i) {
+                    const uint8_t* line = tile[i] + F::header + (F::nibbles ? l : 8 * half + l) * 64;
+                    if (!F::nibbles || !half) prefetch(line + ahead);
+                    Bytes64 w = load_line(line);
+                    if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) acc[r].add(w, x + r * kTile + half * kGroup + 4 * l);
-            }
-            const F32x16 scale = load_f16(scales_of(tile, half));
-            const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile, 2 + half)) : broadcast(0);
+                    for (int r = 0; r < R; ++r) acc[i][r].add(w, x + r * kTile + half * kGroup + 4 * l);
+                }
+            for (int i = 0; i < P; ++i) {
+                for (size_t at = 0; half && at < F::header; at += 64) prefetch(tile[i] + ahead + at);
+                const F32x16 scale = load_f16(scales_of(tile[i], half));
+                const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile[i], 2 + half)) : broadcast(0);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) {
-                const I32x16 sum = acc[r].total(sums[r * a.groups + group]);
-                y[r] = accumulate<F>(y[r], sum, scale, minimum, scales[r * a.spans + group], sums[r * a.groups + group]);
+                for (int r = 0; r < R; ++r) {
+                    const int32_t sum = sums[r * a.groups + group];
+                    y[i][r] = accumulate<F>(y[i][r], acc[i][r].total(sum), scale, minimum, scales[r * a.spans + group], sum);
+                }
             }
         }
+        for (int i = 0; i < P; ++i) tile[i] += F::tile_bytes;
     }
-    for (int r = 0; r < R; ++r) store(out + r * kPanel, y[r]);
+    for (int i = 0; i < P; ++i)
+        for (int r = 0; r < R; ++r) store(out + i * stride + r * kPanel, y[i][r]);
 }
 
-// rows<R>(panel, row, out) for all rows of a product; groups of eight and four do not leave their row tile.
+// rows<R, P>(panels, row, out) for all rows of a product; groups of eight and four do not leave their row tile.
 template <class Rows>
 inline void each_row_group(const Product& p, float* out, Rows rows) {
-    for (int i = 0; i < p.n_panels; ++i) {
+    const auto all = [&](auto n_panels, int first) {
         size_t n = 0;
         const auto next = [&](auto count) {
-            rows(count, p.panels[i], p.first_row + n, out + (i * p.n_rows + n) * kPanel);
+            rows(count, n_panels, p.panels + first, p.first_row + n, out + (first * p.n_rows + n) * kPanel);
             n += count;
         };
-        if constexpr (kWide > 2)
+        if constexpr (kWide > 2 && decltype(n_panels)::value == 1)
             while (n + 8 <= p.n_rows) next(std::integral_constant<int, 8>{});
         while (n + 4 <= p.n_rows) next(std::integral_constant<int, 4>{});
         while (n + 2 <= p.n_rows) next(std::integral_constant<int, 2>{});
         if (n < p.n_rows) next(std::integral_constant<int, 1>{});
-    }
+    };
+    if constexpr (kSideBySide > 0)
+        if (p.n_panels == 2 && p.n_rows < kSideBySide) return all(std::integral_constant<int, 2>{}, 0);
+    for (int i = 0; i < p.n_panels; ++i) all(std::integral_constant<int, 1>{}, i);
 }
 
 template <class F>
 void multiply(const Product& p, float* out) {
-    each_row_group(p, out, [&](auto count, const uint8_t* panel, size_t row, float* to) {
-        group_rows<F, decltype(count)::value>(p, panel, row, to);
+    each_row_group(p, out, [&](auto count, auto n_panels, const uint8_t* const* panels, size_t row, float* to) {
+        group_rows<F, decltype(count)::value, decltype(n_panels)::value>(p, panels, row, to, p.n_rows * kPanel);
     });
 }
 

@@ -95,7 +95,7 @@ void mixture(const float* x, size_t n_rows, const float* norm, float eps, const 
     });
     grouped_products(
         groups_of(fed), pairs_of(down),
-        [&](const Group& group, size_t item) { return neighbours(*experts[group.expert].w2, item); },
+        [&](const Group& group, size_t item) { return pair_of(*experts[group.expert].w2, item, group.a.rows); },
         [&](const Group& group, const Pair& pair, float* results, size_t row, size_t n) {
             for (int i = 0; i < pair.n; ++i)
                 put(results + i * n * kPanel, firsts[group.expert] + row, n, pair.panel[i], dim, nullptr, answers);

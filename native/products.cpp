@@ -46,11 +46,13 @@ Activations activations(Workspace& w, const float* x, size_t n_rows, const Matri
     return a;
 }
 
-Pair neighbours(const Matrix& m, size_t pair) {
-    return {{&m, &m}, {2 * pair, 2 * pair + 1}, 2 * pair + 1 < m.panels ? 2 : 1};
-}
-
 size_t pairs_of(const Matrix& m) { return (m.panels + 1) / 2; }
+
+Pair pair_of(const Matrix& m, size_t number, size_t rows) {
+    const bool halves = rows < kernels().side_by_side;
+    const size_t first = halves ? number : 2 * number, second = halves ? number + pairs_of(m) : first + 1;
+    return {{&m, &m}, {first, second}, second < m.panels ? 2 : 1};
+}
 
 void multiply(const Pair& pair, const Activations& a, size_t row, size_t n, size_t tile, size_t last, float* out) {
     const auto product = [&](int first, int count) {

@@ -47,14 +47,16 @@ void put_row(const Activations& a, size_t row, const float* x, const Matrix& m);
 // Rows of x, normed where norm is given, as int8.
 Activations activations(Workspace& w, const float* x, size_t n_rows, const Matrix& m, const float* norm, float eps);
 
-// Two panels that are multiplied side by side: neighbours, or the gate's and up's for the same outputs.
+// Two panels that are multiplied side by side: of one matrix, or the gate's and up's for the same outputs.
 struct Pair {
     const Matrix* matrix[2];
     size_t panel[2];
     int n;
 };
-Pair neighbours(const Matrix& m, size_t pair);
 size_t pairs_of(const Matrix& m);
+// Panels as kernels read them fastest for so many rows: neighbours, or one of either half of the matrix, which are two streams
+// of memory then.
+Pair pair_of(const Matrix& m, size_t number, size_t rows);
 
 // Rows [row, row + n) of the activations times the pair -> out [pair.n][n][16], over tiles [tile, last) of the inputs:
 // where `tile` is not 0, added to what is there.

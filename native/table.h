@@ -16,6 +16,7 @@ using Multiply = void (*)(const Product& product, float* out);
 constexpr Kernels table(const char* name, Multiply q4 = multiply<Q4>, Multiply q4m = multiply<Q4M>,
                         Multiply q8 = multiply<Q8>, Multiply q4t = multiply_coded) {
     return {name,
+            kSideBySide,
             quantize,
             norm,
             {q4, q4m, q8, q4t},
