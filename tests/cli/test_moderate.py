@@ -11,8 +11,9 @@ import yaml
 from cierzo.cli.moderate_eval import with_calibration, with_figures
 from cierzo.errors import CierzoError
 from cierzo.guard import Policy
+from cierzo.guard.classifier import Classifier
 from cierzo.guard.data import Labelled
-from cierzo.guard.evaluate import Method, Set, evaluated, table
+from cierzo.guard.evaluate import Method, Set, by_category, evaluated, table
 from cierzo.guard.policy import Platt
 
 
@@ -45,6 +46,18 @@ def test_mistakes_are_one_line(arguments: list[str], said: str) -> None:
     assert failed.returncode == 1
     assert failed.stderr.startswith(said)
     assert failed.stderr.count("\n") == 1
+
+
+def test_each_category_is_measured_where_its_label_is_known() -> None:
+    """Ten texts of it at least; those without the label do not count."""
+    harmful = [
+        Labelled(f"I hate all of them, vermin, number {n}", True, {"hate": 1, "violence": n % 2}) for n in range(12)
+    ]
+    fine = [Labelled(f"a walk by the river, number {n}", False, {"hate": 0}) for n in range(5)]
+    unknown = [Labelled("I hate all of them, vermin", False, {})]
+    rows = by_category(Classifier.load(), [Set("own", [*harmful, *fine, *unknown])])
+    assert [(row.set, row.method) for row in rows] == [("own", "  hate")]
+    assert rows[0].figures["auc"][0] == 1
 
 
 def test_figures_are_written_into_a_policy(tmp_path: Path) -> None:

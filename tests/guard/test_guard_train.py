@@ -3,13 +3,16 @@
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cierzo.guard import data
 from cierzo.guard.classifier import ANY, Classifier
-from cierzo.guard.train import trained
+from cierzo.guard.text import SPAN
+from cierzo.guard.train import Rows, trained
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,32 @@ def test_training_is_repeatable_and_hears_ones_own_texts(folder: Path) -> None:
     two, _ = trained(folder, own, lambda done, total: None)
     assert one.scores("a flimflam") == two.scores("a flimflam")
     assert one.scores("a flimflam")["self-harm"] > 0.5
+
+
+def test_what_a_further_set_knows_reaches_texts_that_the_labelled_ones_never_had(folder: Path, tmp_path: Path) -> None:
+    """It says that `zorgs` are hated as `grumblings` are, which alone stand in OpenAI's set."""
+    without, _ = trained(folder, [], lambda done, total: None)
+    shutil.copytree(folder, tmp_path / "sets")
+    place = tmp_path / "sets/further/hatecheck-data/test_suite_cases.csv"
+    place.parent.mkdir(parents=True)
+    rows = ["functionality,test_case,label_gold"]
+    rows += [f"slur,the {('grumblings', 'zorgs')[n % 2]} of street {n} are scum,hateful" for n in range(120)]
+    rows += [f"ident,the {('grocers', 'bakers')[n % 2]} of street {n} are kind,non-hateful" for n in range(120)]
+    place.write_text("\n".join(rows))
+    with_it, about = trained(tmp_path / "sets", [], lambda done, total: None)
+    text = "zorgs live here"
+    assert with_it.scores(text)["hate"] > without.scores(text)["hate"] + 0.1
+    assert "paul-rottger/hatecheck-data (CC BY 4.0): 240" in about["learnt_from"]
+
+
+def test_long_texts_are_also_learnt_from_in_spans() -> None:
+    rows = Rows.of(["short", "long " * 300, "also short"], np.array([1.0, 1.0, 0.05]))
+    assert rows.texts[:3] == ["short", "long " * 300, "also short"]
+    assert all(len(text) <= SPAN for text in rows.texts[3:])
+    assert rows.owner.tolist() == [0, 1, 2, 1, 1, 1]
+    assert rows.weight.tolist() == pytest.approx([1, 1, 0.05, 1 / 3, 1 / 3, 1 / 3])
+    assert rows.judged.tolist() == [True, False, True, True, True, True]
+    assert rows.worst(np.array([1.0, 9, 2, 3, 5, 4])).tolist() == [1, 5, 2]
 
 
 def test_the_other_half_is_not_learnt_from(folder: Path) -> None:

@@ -44,7 +44,8 @@ def test_disguises_change_nothing() -> None:
 def test_a_sentence_in_a_long_harmless_text_is_weaker() -> None:
     """As docs/guard.md says of what gets through."""
     around = "The weather was fine that day, and we went for a walk along the river. " * 40
-    assert Guard("standard").check(around + HARMFUL).action == "refuse"
+    assert Guard("strict").check(around + HARMFUL).action == "refuse"
+    assert Guard("standard").check(around + HARMFUL).action == "log"
     assert shipped().scores(around + HARMFUL)[ANY] < 0.6 < 0.9 < shipped().scores(HARMFUL)[ANY]
     assert Guard("standard").check("I hate you all").action != Guard("standard").check(around + "I hate you all").action
 
@@ -68,7 +69,7 @@ def test_the_weights_hold_no_text() -> None:
     assert weights.weights.dtype == np.int8
     assert weights.weights.shape == (BUCKETS, len(weights.categories))
     file = Path(data.__file__).with_name("classifier.safetensors").read_bytes()
-    assert len(file) < 2**20
+    assert len(file) < 2**21
 
 
 def test_a_classifier_is_written_and_read_again(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_features_are_those_of_plain_code(text: str) -> None:
                 for character in run:
                     value = (value * 0x100000001B3 + ord(character)) % 2**64
                 runs.append(value)
-    buckets = {(value * 0x9E3779B97F4A7C15 % 2**64 >> 40) % BUCKETS for value in runs}
+    buckets = {(value * 0x9E3779B97F4A7C15 % 2**64 >> 47) % BUCKETS for value in runs}
     found, counts = features(text)
     assert buckets <= set(found.tolist())
     assert len(found) - len(buckets) <= 2 * len(text.split())

@@ -36,11 +36,12 @@ def run(
     public = data.folder_of(folder)
     sets = [*evaluate.public_sets(public), *(evaluate.Set(path.stem, data.own(path)) for path in own)]
     loaded = [Policy.load(name) for name in policies]
-    by = evaluate.methods(Classifier.load(classifier), loaded)
+    ours = Classifier.load(classifier)
+    by = evaluate.methods(ours, loaded)
     # First: a model that cannot be had must not cost what was judged before.
     answers = _refusals(data.xstest_answers(public), asked and asked[0], read)
     with progress_bar("judging", unit="methods") as report:
-        rows = evaluate.evaluated(sets, by, report)
+        rows = [*evaluate.evaluated(sets, by, report), *evaluate.by_category(ours, sets)]
     calibrated = None
     if asked is not None:
         name, platt, reflections = _asked(*asked, loaded, public)

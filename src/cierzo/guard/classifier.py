@@ -30,12 +30,12 @@ CATEGORIES = (
 ANY = "any"
 """That some category applies: more than the worst of them says, since weak signs of several add up."""
 
-BUCKETS = 2**16
+BUCKETS = 2**17
 _REMEMBERED = 2**14  # words whose hashes are kept
 _GRAMS = range(2, 6)
 _PRIME = np.uint64(0x100000001B3)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_HIGH = np.uint64(40)  # 16 of the bits that every character has an influence on
+_HIGH = np.uint64(47)  # the highest bits, on which every character has an influence
 _SPACE = np.uint64(32)
 _LENGTHS = {n: np.uint64(n * int(_PRIME) ** n % 2**64) for n in _GRAMS}
 """What a run's length adds to its hash: as if it were a character in front."""
@@ -58,7 +58,7 @@ def features(text: str) -> tuple[NDArray[np.int64], Floats]:
         # A run may begin or end at a space, but not cross one.
         whole = spaces[n - 1 : last + n - 1] == spaces[1 : last + 1]
         hashes.append(run[whole] + _LENGTHS[n])
-    buckets = np.sort((np.concatenate(hashes) * _MIX >> _HIGH).astype(np.uint16))
+    buckets = np.sort((np.concatenate(hashes) * _MIX >> _HIGH).astype(np.uint32))
     first = np.flatnonzero(np.concatenate(([True], buckets[1:] != buckets[:-1])))
     counts = np.diff(first, append=len(buckets))
     return buckets[first].astype(np.int64), (1 + np.log(counts)).astype(np.float32)
@@ -142,6 +142,8 @@ class Classifier:
             "prior.idf": self.prior.idf,
             "prior.weights": self.prior.weights,
         }
+        if not all(part.flags.c_contiguous for part in tensors.values()):
+            raise ValueError("safetensors writes memory as it lies: weights must be contiguous")
         save_file(tensors, partial, {"categories": json.dumps(self.categories), **about})
         partial.replace(path)
 

@@ -1,36 +1,42 @@
 """`cierzo moderate train`: the classifier from labelled texts, by scikit-learn's logistic regression.
 
 Learnt from the training halves of OpenAI's moderation set and of Davidson's tweets (hate against neither; what is only
-offensive is left out, since OpenAI's categories do not say what it is), beside alt-profanity-check's weights of words.
-Every choice here was made by cross-validation within these halves: `docs/log.md` has what else was tried.
+offensive is left out, since OpenAI's categories do not say what it is), beside what further sets (`further.py`) and
+alt-profanity-check make of a text. Every choice here was made by cross-validation within these halves: `docs/log.md`
+has what else was tried.
 """
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, diags, hstack
+from scipy.sparse import csr_matrix, diags, hstack, vstack
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import normalize
 
-from cierzo.guard import data
+from cierzo.guard import data, further
 from cierzo.guard.calibrate import fitted, logistic
 from cierzo.guard.classifier import ANY, BUCKETS, CATEGORIES, Classifier, combined, features
 from cierzo.guard.data import Labelled
+from cierzo.guard.further import Labels
 from cierzo.guard.metrics import auc
 from cierzo.guard.prior import Prior
-from cierzo.guard.text import normalised
+from cierzo.guard.text import SPAN, normalised, spans
 from cierzo.progress import Report
 
 _FEWEST = 10
 """Positive texts without which a category is not learnt."""
 _STRENGTH = 10.0
-_PRIOR = 0.1
-"""Standard deviation of the prior's value: the smaller, the less it counts."""
+_OPINION = 0.1
+"""Standard deviation of what the prior, or a kind of further sets, makes of texts: the smaller, the less it counts."""
+_FEWEST_FURTHER = 50
+"""Texts of a further set that have a label, and that lack it, without which nothing is learnt of the label."""
 _RATES = (0.003, 0.01, 0.04, 0.1)
 """Parts of the harmless texts, for each of which the score that so many reach is told: policies' thresholds."""
 _TWEET = 0.05
@@ -60,12 +66,68 @@ def learnt_from(folder: Path, own: Sequence[Labelled]) -> tuple[list[Labelled], 
 
 
 def prior_of(texts: Sequence[str]) -> Prior:
-    """alt-profanity-check's weights, the mean of its five models, so scaled that they vary over texts by `_PRIOR`."""
+    """alt-profanity-check's weights, the mean of its five models, so scaled that they vary over texts by `_OPINION`."""
     from profanity_check.profanity_check import model, vectorizer
 
     weights = np.mean([each.estimator.coef_[0] for each in model.calibrated_classifiers_], 0)
     spread = float(np.std(vectorizer.transform(texts) @ weights))
-    return Prior.of(vectorizer.get_feature_names_out(), vectorizer.idf_, weights * (_PRIOR / max(spread, 1e-6)))
+    return Prior.of(vectorizer.get_feature_names_out(), vectorizer.idf_, weights * (_OPINION / max(spread, 1e-6)))
+
+
+def opinions(
+    sets: Iterable[tuple[csr_matrix, Sequence[Labels]]], texts: csr_matrix
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the further sets say of each kind of label, as linear models that vary over `texts` by `_OPINION` around 0.
+
+    Args:
+        sets: features of each set's texts, weighted and normalised, and their labels.
+
+    Returns:
+        weights [kinds, BUCKETS] and offsets [kinds]; a kind's are the mean over the sets that have enough of it.
+    """
+    kinds = defaultdict(list)
+    for matrix, labels in sets:
+        for kind in sorted({name for each in labels for name in each}):
+            has = np.array([each.get(kind, -1) for each in labels])
+            if min((has == 1).sum(), (has == 0).sum()) >= _FEWEST_FURTHER:
+                weights = _fit(matrix[has >= 0], has[has >= 0], np.ones((has >= 0).sum())).coef_[0]
+                kinds[kind].append(weights / max(float(np.std(texts @ weights)), 1e-6))
+    means = np.array([np.mean(kinds[kind], 0) for kind in sorted(kinds)]).reshape(-1, BUCKETS)
+    values = texts @ means.T
+    scale = _OPINION / np.maximum(values.std(0), 1e-6)
+    return means * scale[:, None], -values.mean(0) * scale
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts as they are learnt from: whole and, where they are longer than a span, in the spans that are judged.
+
+    Attributes:
+        owner: of each row, which text it is of. The first rows are the whole texts.
+        weight: a text's for the whole; its spans share as much again.
+        judged: whether the guard would look at the row.
+    """
+
+    texts: list[str]
+    owner: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    judged: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], weights: NDArray[np.float64]) -> "Rows":
+        parts = [(i, part, len(text)) for i, text in enumerate(texts) if len(text) > SPAN for part in spans(text)]
+        owner = np.array([*range(len(texts)), *(i for i, _, _ in parts)])
+        shares = 1 / np.maximum(np.bincount(owner) - 1, 1)
+        long = np.bincount(owner) > 1
+        weight = np.concatenate([weights, (weights * shares)[owner[len(texts) :]]])
+        judged = np.concatenate([~long, np.ones(len(parts), bool)])
+        return cls([*texts, *(part for _, part, _ in parts)], owner, weight, judged)
+
+    def worst(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The highest value of each text's judged rows."""
+        highest = np.full(self.owner.max() + 1, -np.inf)
+        np.maximum.at(highest, self.owner[self.judged], values[self.judged])
+        return highest
 
 
 def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Classifier, dict[str, str]]:
@@ -78,40 +140,56 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     texts = [normalised(item.text) for item in items]
     full = weights == 1
     prior = prior_of([text for text, counts in zip(texts, full, strict=True) if counts])
+    held_out = [normalised(item.text) for item in data.openai_moderation(folder) if data.part_of(item.text) == "test"]
+    sets = further.found(folder, held_out)
     counts = counted(texts)
-    rare = np.asarray((counts > 0).sum(0)).ravel()
-    idf = (np.log((1 + len(items)) / (1 + rare)) + 1).astype(np.float16)
-    values = csr_matrix([[prior.value(text)] for text in texts])
-    matrix = hstack([normalize(counts @ diags(idf.astype(np.float64))), values]).tocsr()
+    counts_of = {name: counted([text for text, _ in of_set]) for name, of_set in sets.items()}
+    everything = vstack([counts, *counts_of.values()])
+    rare = np.asarray((everything > 0).sum(0)).ravel()
+    idf = (np.log((1 + everything.shape[0]) / (1 + rare)) + 1).astype(np.float16)
+
+    def weighted(counted_texts: csr_matrix) -> csr_matrix:
+        return normalize(counted_texts @ diags(idf.astype(np.float64)))
+
+    labelled_sets = [(weighted(counts_of[name]), [each for _, each in of_set]) for name, of_set in sets.items()]
+    said, offsets = opinions(labelled_sets, weighted(counts[full]))
+    rows = Rows.of(texts, weights)
+    words = weighted(counted(rows.texts))
+    values = np.column_stack([words @ said.T + offsets, [prior.value(text) for text in rows.texts]])
+    matrix = hstack([words, csr_matrix(values)]).tocsr()
     columns: dict[str, tuple[NDArray[np.float64], float]] = {}
     left_out = {}
     for number, name in enumerate((*CATEGORIES, ANY)):
         report(number, len(CATEGORIES) + 1)
         labels = np.array([item.harmful if name == ANY else item.categories.get(name, -1) for item in items], int)
         if (labels[full] == 1).sum() >= _FEWEST:
-            weight, offset, left_out[name] = _column(matrix, labels, weights)
+            weight, offset, left_out[name] = _column(matrix, labels, rows, full)
             columns[name] = (weight, offset)
     names = tuple(columns)
-    dense = np.stack([weight[:-1] for weight, _ in columns.values()], 1)
+    learnt = np.stack([weight for weight, _ in columns.values()])  # [C, BUCKETS + kinds + 1]
+    opinion = learnt[:, BUCKETS:-1]
+    dense = np.ascontiguousarray((learnt[:, :BUCKETS] + opinion @ said).T)
     scale = (np.abs(dense).max(0) / 127).astype(np.float32)
     quantised = np.round(dense / scale).astype(np.int8)
-    bias = np.array([bias for _, bias in columns.values()], np.float32)
-    gain = np.array([weight[-1] for weight, _ in columns.values()], np.float32)
+    bias = (np.array([bias for _, bias in columns.values()]) + opinion @ offsets).astype(np.float32)
+    gain = learnt[:, -1].astype(np.float32)
     about = {
         "learnt_from": f"OpenAI's set and Davidson's tweets (MIT): {len(items) - len(own)} texts; own: {len(own)}; "
-        "weights of words: alt-profanity-check (MIT)",
-        **_measured(items, full, left_out),
+        + "".join(f"{s.repository} ({s.licence}): {len(sets[s.name])}; " for s in further.SETS if s.name in sets)
+        + "weights of words: alt-profanity-check (MIT)",
+        **_measured(items, full, rows, left_out),
     }
     return Classifier(names, quantised, scale, idf, bias, prior, gain), about
 
 
 def _measured(
-    items: Sequence[Labelled], full: NDArray[np.bool_], left_out: dict[str, NDArray[np.float64]]
+    items: Sequence[Labelled], full: NDArray[np.bool_], rows: Rows, left_out: dict[str, NDArray[np.float64]]
 ) -> dict[str, str]:
-    """AUC and thresholds on texts that were left out."""
-    scores = {name: np.array([logistic(x) for x in logits[full]]) for name, logits in left_out.items()}
-    rows = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
-    scores[ANY] = np.array([combined(row) for row in rows])
+    """AUC and thresholds on texts that were left out, by the worst of their spans."""
+    parts = {name: np.array([logistic(x) for x in logits]) for name, logits in left_out.items()}
+    each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    parts[ANY] = np.array([combined(row) for row in each])
+    scores = {name: rows.worst(values)[full] for name, values in parts.items()}
     kept = [item for item, counts in zip(items, full, strict=True) if counts]
     harmless = np.array([not item.harmful for item in kept])
     areas, limits = {}, {}
@@ -123,20 +201,25 @@ def _measured(
 
 
 def _column(
-    matrix: Any, labels: NDArray[np.int64], weights: NDArray[np.float64]
+    matrix: Any, labels: NDArray[np.int64], rows: Rows, full: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
-    """Weights and bias of a category, calibrated on texts left out (Platt), and the logits of texts when left out.
+    """Weights and bias of a category, calibrated on texts left out (Platt), and the logits of rows when left out.
 
-    Texts whose label is unknown (-1) are never learnt from.
+    Texts whose label is unknown (-1) are never learnt from. `labels` and `full` are the texts'.
     """
+
+    def learn(texts: NDArray[np.int64]) -> LogisticRegression:
+        fit = np.isin(rows.owner, texts)
+        return _fit(matrix[fit], labels[rows.owner[fit]], rows.weight[fit])
+
     known = np.flatnonzero(labels >= 0)
-    model = _fit(matrix[known], labels[known], weights[known])
+    model = learn(known)
     held_out = np.asarray(model.decision_function(matrix))
     for fit, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(known, labels[known]):
-        rest = known[fit]
-        held_out[known[left]] = _fit(matrix[rest], labels[rest], weights[rest]).decision_function(matrix[known[left]])
-    full = (labels >= 0) & (weights == 1)
-    platt = fitted(held_out[full], (labels[full] == 1).tolist())
+        of_left = np.isin(rows.owner, known[left])
+        held_out[of_left] = learn(known[fit]).decision_function(matrix[of_left])
+    counts = (labels >= 0) & full
+    platt = fitted(rows.worst(held_out)[counts].tolist(), (labels[counts] == 1).tolist())
     bias = platt.slope * float(model.intercept_[0]) + platt.intercept
     return platt.slope * model.coef_[0], bias, platt.slope * held_out + platt.intercept
 
