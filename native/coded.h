@@ -28,14 +28,14 @@ inline void coded_rows(const Product& p, const uint8_t* const* data, size_t row,
     for (int i = 0; i < P; ++i)
         for (int r = 0; r < R; ++r) y[i][r] = p.first_tile ? load(out + i * stride + r * kPanel) : broadcast(0);
     // The lines before have fetched the header; what they would have fetched in its place is fetched here.
-    const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;  // what is there already costs nothing to fetch again
+    const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;
     for (int i = 0; i < P; ++i)
         for (size_t at = CodedPanel::header(tiles); ahead && at > 0; at -= 64) prefetch(lines[i] + ahead - at);
     for (size_t tile = p.first_tile; tile < p.last_tile;) {
         const size_t span = tile / kSpanTiles, end = std::min(p.last_tile, (span + 1) * kSpanTiles);
         StepSum acc[P][R][R < 8 ? 2 : 1];  // of kHalves alone, gcc 12 would keep two rows' in memory
         for (; tile < end; ++tile, x += step) {
-            for (size_t at = 0; R == 8 && ahead && at < 512; at += 64) prefetch(lines[0] + ahead + at);
+            for (size_t at = 0; P == 1 && ahead && at < 512; at += 64) prefetch(lines[0] + ahead + at);
             for (int first = 0; first < 2; first += kHalves) {
                 Steps steps[P][kHalves];
                 for (int i = 0; i < P; ++i)
@@ -49,7 +49,7 @@ inline void coded_rows(const Product& p, const uint8_t* const* data, size_t row,
 #pragma GCC unroll 2
                     for (int i = 0; i < P; ++i) {
                         const uint8_t* at = lines[i] + l * 64;
-                        if (R < 8 && !first) prefetch(at + ahead);
+                        if (P == 2 && !first) prefetch(at + ahead);
                         const Bytes64 line = load_line(at);
 #pragma GCC unroll 2
                         for (int h = 0; h < kHalves; ++h) {

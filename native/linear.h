@@ -13,7 +13,8 @@ namespace cierzo::CIERZO_TARGET {
 // Few rows are as fast as memory: of fewer than so many, where registers allow, a product's two panels pass side by side, two
 // streams of memory.
 constexpr int kSideBySide = kWide > 2 ? 8 : 0;
-// Bytes that lines are fetched ahead, one by one, by R rows with P panels. 4096 would meet in the same cache sets.
+// Bytes that R rows with P panels fetch ahead: lines one by one of two panels, a tile at once of one. 4096 would meet in the same
+// cache sets.
 template <int R, int P>
 constexpr size_t kAhead = P == 2 ? 3456 : R < 8 ? 6912 : 4608;
 
@@ -39,30 +40,31 @@ inline void group_rows(const Product& p, const uint8_t* const* panels, size_t ro
     const int8_t* x = a.at(row, p.first_tile);
     const float* scales = a.scales + row * a.spans;
     const int32_t* sums = a.sums + row * a.groups;
-    const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;  // what is there already costs nothing to fetch again
+    const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;  // other rows find what is there
     F32x16 y[P][R];
     for (int i = 0; i < P; ++i)
         for (int r = 0; r < R; ++r) y[i][r] = p.first_tile ? load(out + i * stride + r * kPanel) : broadcast(0);
     const uint8_t* tile[P];
     for (int i = 0; i < P; ++i) tile[i] = panels[i] + p.first_tile * F::tile_bytes;
     for (size_t t = p.first_tile; t < p.last_tile; ++t, x += step) {
+        for (size_t at = 0; P == 1 && ahead && at < F::tile_bytes; at += 64) prefetch(tile[0] + ahead + at);
         for (int half = 0; half < 2; ++half) {
             const size_t group = 2 * t + half;
             using Sum = std::conditional_t<F::nibbles, NibbleSum, ByteSum>;
-            Sum acc[P][R];
+            Sum acc[2][R];  // two also for one panel: gcc 12 keeps [1][R] in memory
 #pragma GCC unroll 8
             for (int l = 0; l < 8; ++l)
 #pragma GCC unroll 2
                 for (int i = 0; i < P; ++i) {
                     const uint8_t* line = tile[i] + F::header + (F::nibbles ? l : 8 * half + l) * 64;
-                    if (!F::nibbles || !half) prefetch(line + ahead);
+                    if (P == 2 && (!F::nibbles || !half)) prefetch(line + ahead);
                     Bytes64 w = load_line(line);
                     if constexpr (F::nibbles) w = half ? high_nibbles(w) : low_nibbles(w);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; ++r) acc[i][r].add(w, x + r * kTile + half * kGroup + 4 * l);
                 }
             for (int i = 0; i < P; ++i) {
-                for (size_t at = 0; half && at < F::header; at += 64) prefetch(tile[i] + ahead + at);
+                for (size_t at = 0; P == 2 && half && at < F::header; at += 64) prefetch(tile[i] + ahead + at);
                 const F32x16 scale = load_f16(scales_of(tile[i], half));
                 const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile[i], 2 + half)) : broadcast(0);
 #pragma GCC unroll 8

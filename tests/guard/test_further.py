@@ -113,6 +113,10 @@ def test_other_files_than_the_repositorys_are_an_error_that_names_it(folder: Pat
     name = file.split("/")[0]
     with pytest.raises(CierzoError, match=f"{name} cannot be read as .*/{name} on GitHub"):
         further.found(folder)
+    if file.endswith(".jsonl"):
+        (folder / "further" / file).write_text("")
+        with pytest.raises(CierzoError, match=f"no text of .*/{name} on GitHub"):
+            further.found(folder)
     (folder / "further" / file).unlink()
     with pytest.raises(CierzoError, match="clone it again, or remove it"):
         further.found(folder)

@@ -68,6 +68,8 @@ def found(folder: Path, without: Iterable[str] = ()) -> dict[str, list[tuple[str
                     f"{place} cannot be read as {each.repository} on GitHub ({type(error).__name__}: {error}); "
                     "clone it again, or remove it"
                 ) from None
+            if not texts:
+                raise CierzoError(f"{place} has no text of {each.repository} on GitHub: clone it again, or remove it")
             texts.sort(key=lambda item: sha256(item[0].encode("utf-8", "replace")).digest())
             sets[each.name] = texts[:MOST]
     return sets
