@@ -136,6 +136,7 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     That is: the sources; AUC by cross-validation (texts of full weight); and the score of each category that a given
     part of the harmless texts reaches when they are left out of the training, from which policies take thresholds.
     """
+    report(0, len(CATEGORIES) + 1)
     items, weights = learnt_from(folder, own)
     texts = [normalised(item.text) for item in items]
     full = weights == 1
