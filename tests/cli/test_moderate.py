@@ -56,7 +56,7 @@ def test_each_category_is_measured_where_its_label_is_known() -> None:
     fine = [Labelled(f"a walk by the river, number {n}", False, {"hate": 0}) for n in range(5)]
     unknown = [Labelled("I hate all of them, vermin", False, {})]
     rows = by_category(Classifier.load(), [Set("own", [*harmful, *fine, *unknown])])
-    assert [(row.set, row.method) for row in rows] == [("own", "  hate")]
+    assert [(row.set, row.method) for row in rows] == [("own", "hate")]
     assert rows[0].figures["auc"][0] == 1
 
 

@@ -41,19 +41,20 @@ def run(
     # First: a model that cannot be had must not cost what was judged before.
     answers = _refusals(data.xstest_answers(public), asked and asked[0], read)
     with progress_bar("judging", unit="methods") as report:
-        rows = [*evaluate.evaluated(sets, by, report), *evaluate.by_category(ours, sets)]
+        rows = evaluate.evaluated(sets, by, report)
+    categories = evaluate.by_category(ours, sets)
     calibrated = None
     if asked is not None:
         name, platt, reflections = _asked(*asked, loaded, public)
         calibrated = (name, platt)
         answers = [*answers, *reflections]
-    print("\n".join(evaluate.table([*rows, *answers])))
+    print("\n".join(evaluate.table([*rows, *categories, *answers])))
     found: dict[str, Any] = {
         "date": date.today().isoformat(),
         "version": __version__,
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "sets": {one.name: {"texts": len(one.items), "harmful": sum(one.labels)} for one in sets},
-        "rows": [{k: v for k, v in asdict(row).items() if k != "curve"} for row in [*rows, *answers]],
+        "rows": [{k: v for k, v in asdict(row).items() if k != "curve"} for row in [*rows, *categories, *answers]],
     }
     if json_file is not None:
         write_whole(json_file, json.dumps(found, indent=1) + "\n")

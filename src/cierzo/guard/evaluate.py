@@ -108,16 +108,16 @@ def _rivals() -> list[Method]:
 
 
 def by_category(classifier: Classifier, sets: Sequence[Set]) -> list[Row]:
-    """The classifier's category alone, flagged at 0.5, on the texts of a set whose label for it is known."""
+    """Each category by itself, flagged at 0.5, on the texts of a set whose label for it is known."""
     rows = []
     for on in sets:
+        labelled = [(item.categories, classifier.scores(item.text)) for item in on.items if item.categories]
         for name in classifier.categories:
-            items = [item for item in on.items if item.categories.get(name, -1) >= 0]
-            labels = [item.categories[name] == 1 for item in items]
+            known = [(said[name] == 1, scores[name]) for said, scores in labelled if said.get(name, -1) >= 0]
+            labels, values = [label for label, _ in known], [value for _, value in known]
             if sum(labels) >= _FEWEST:
-                scores = [classifier.scores(item.text)[name] for item in items]
-                flags = [score >= 0.5 for score in scores]
-                rows.append(Row(on.name, f"  {name}", figures(labels, scores, flags), curve(labels, scores)))
+                flags = [value >= 0.5 for value in values]
+                rows.append(Row(on.name, name, figures(labels, values, flags), curve(labels, values)))
     return rows
 
 
@@ -150,7 +150,7 @@ def drawn(rows: Sequence[Row]) -> bytes:
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
         for row in rows:
-            if row.set == name and not row.method.endswith("refuses") and not row.method.startswith(" "):
+            if row.set == name and not row.method.endswith("refuses"):
                 axes.plot(*row.curve, label=f"{row.method} ({row.figures['auc'][0]:.2f})")
         axes.plot([0, 1], [0, 1], ":", color="grey")
         axes.set(title=name, xlabel="harmless texts flagged", ylabel="harmful texts flagged", aspect="equal")

@@ -143,9 +143,10 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     prior = prior_of([text for text, counts in zip(texts, full, strict=True) if counts])
     held_out = [normalised(item.text) for item in data.openai_moderation(folder) if data.part_of(item.text) == "test"]
     sets = further.found(folder, held_out)
-    counts = counted(texts)
+    rows = Rows.of(texts, weights)
+    counts = counted(rows.texts)
     counts_of = {name: counted([text for text, _ in of_set]) for name, of_set in sets.items()}
-    everything = vstack([counts, *counts_of.values()])
+    everything = vstack([counts[: len(texts)], *counts_of.values()])
     rare = np.asarray((everything > 0).sum(0)).ravel()
     idf = (np.log((1 + everything.shape[0]) / (1 + rare)) + 1).astype(np.float16)
 
@@ -153,9 +154,8 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
         return normalize(counted_texts @ diags(idf.astype(np.float64)))
 
     labelled_sets = [(weighted(counts_of[name]), [each for _, each in of_set]) for name, of_set in sets.items()]
-    said, offsets = opinions(labelled_sets, weighted(counts[full]))
-    rows = Rows.of(texts, weights)
-    words = weighted(counted(rows.texts))
+    words = weighted(counts)
+    said, offsets = opinions(labelled_sets, words[: len(texts)][full])
     values = np.column_stack([words @ said.T + offsets, [prior.value(text) for text in rows.texts]])
     matrix = hstack([words, csr_matrix(values)]).tocsr()
     columns: dict[str, tuple[NDArray[np.float64], float]] = {}
