@@ -128,7 +128,7 @@ def test_a_conversation_that_grows_costs_its_new_texts_only() -> None:
     judged: list[str] = []
 
     class Counting(WordClassifier):
-        def scores(self, text: str) -> dict[str, float]:
+        def scores(self, text: str, reads: float = 0.0) -> dict[str, float]:
             judged.append(text)
             return super().scores(text)
 

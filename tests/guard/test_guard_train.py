@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cierzo.guard import data
-from cierzo.guard.classifier import ANY, Classifier
+from cierzo.guard.classifier import ANY, NEVER, SHIPPED_ENCODER, Classifier
 from cierzo.guard.text import SPAN
 from cierzo.guard.train import Rows, trained
 
@@ -75,6 +75,19 @@ def test_what_a_further_set_knows_reaches_texts_that_the_labelled_ones_never_had
     text = "zorgs live here"
     assert with_it.scores(text)["hate"] > without.scores(text)["hate"] + 0.1
     assert "paul-rottger/hatecheck-data (CC BY 4.0): 240" in about["learnt_from"]
+
+
+def test_an_encoders_states_count_beside_the_words(folder: Path, tmp_path: Path) -> None:
+    classifier, about = trained(folder, [], lambda done, total: None, SHIPPED_ENCODER)
+    classifier.save(tmp_path / "weights.safetensors", about)
+    read = Classifier.load(tmp_path / "weights.safetensors")
+    text = "a man was knifed and beaten in the street"  # of whose words it has never heard
+    assert read.scores(text) == classifier.scores(text)
+    assert read.scores(text)["violence"] > read.scores(text, NEVER)["violence"]
+    assert json.loads(about["cross_validated_auc"])[ANY] > 0.95
+    assert set(json.loads(about["cross_validated_auc_by_words"])) == {"hate", "violence", ANY}
+    words, _ = trained(folder, [], lambda done, total: None)
+    assert words.scores(text) == read.scores(text, NEVER)
 
 
 def test_long_texts_are_also_learnt_from_in_spans() -> None:

@@ -44,9 +44,8 @@ def test_disguises_change_nothing() -> None:
 def test_a_sentence_in_a_long_harmless_text_is_weaker() -> None:
     """As docs/guard.md says of what gets through."""
     around = "The weather was fine that day, and we went for a walk along the river. " * 40
-    assert Guard("strict").check(around + HARMFUL).action == "refuse"
-    assert Guard("standard").check(around + HARMFUL).action == "log"
-    assert shipped().scores(around + HARMFUL)[ANY] < 0.6 < 0.9 < shipped().scores(HARMFUL)[ANY]
+    assert Guard("standard").check(around + HARMFUL).action == "refuse"
+    assert shipped().scores(around + HARMFUL)[ANY] < 0.9 < 0.99 < shipped().scores(HARMFUL)[ANY]
     assert Guard("standard").check("I hate you all").action != Guard("standard").check(around + "I hate you all").action
 
 
@@ -110,7 +109,7 @@ def test_it_ranks_texts_that_it_has_never_seen(safety: Path) -> None:
     held_out = [item for item in data.openai_moderation(safety) if data.part_of(item.text) == "test"]
     assert len(held_out) == 856
     scores = [shipped().scores(item.text) for item in held_out]
-    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.87
+    assert auc([item.harmful for item in held_out], [each[ANY] for each in scores]) > 0.9
     pairs = zip(held_out, scores, strict=True)
     known = [(item.categories["sexual"], each["sexual"]) for item, each in pairs if "sexual" in item.categories]
     assert auc([label for label, _ in known], [score for _, score in known]) > 0.9

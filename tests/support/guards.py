@@ -15,9 +15,9 @@ class WordClassifier(Classifier):
     """Scores the words of `WORDS`, through the same views as the real one; raises at `crash`."""
 
     def __init__(self) -> None:
-        self.categories = CATEGORIES
+        self.categories, self.heads = CATEGORIES, None
 
-    def scores(self, text: str) -> dict[str, float]:
+    def scores(self, text: str, reads: float = 0.0) -> dict[str, float]:
         found = dict.fromkeys((*CATEGORIES, ANY), 0.0)
         for view in views(text):
             if "crash" in view:

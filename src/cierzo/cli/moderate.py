@@ -57,8 +57,13 @@ def train(
     out: Annotated[Path, typer.Argument(help="File for the weights (safetensors).")],
     data: Data = None,
     own: Annotated[list[Path] | None, typer.Option(help="Further labelled texts, a JSON object a line.")] = None,
+    encoder: Annotated[Path | None, typer.Option(help="Of `train-encoder`; the shipped one else.")] = None,
 ) -> None:
-    """Train the classifier on public labelled texts, and on one's own."""
+    """Train the classifier on public labelled texts, and on one's own.
+
+    An encoder of one's own belongs beside it, as encoder.safetensors.
+    """
+    from cierzo.guard.classifier import SHIPPED_ENCODER
     from cierzo.guard.data import folder_of
     from cierzo.guard.data import own as own_set
     from cierzo.progress import progress_bar
@@ -66,11 +71,36 @@ def train(
     with _extra():
         from cierzo.guard.train import trained
     with progress_bar("training", unit="categories") as report:
-        classifier, about = trained(folder_of(data), [i for path in own or () for i in own_set(path)], report)
+        texts = [item for path in own or () for item in own_set(path)]
+        classifier, about = trained(folder_of(data), texts, report, encoder or SHIPPED_ENCODER)
     classifier.save(out, about)
     print(f"{out}: {out.stat().st_size} bytes; {about['learnt_from']}")
-    print(f"AUC, cross-validated: {about['cross_validated_auc']}")
+    print(
+        f"AUC, cross-validated: {about['cross_validated_auc']}; by words alone {about['cross_validated_auc_by_words']}"
+    )
     print(f"scores that these parts of the harmless texts reach, left out: {about['reached_by_harmless']}")
+
+
+@moderate.command(name="train-encoder")
+def train_encoder(
+    out: Annotated[Path, typer.Argument(help="File for the encoder (safetensors).")],
+    data: Data = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Folder of the encoder to tune, with model.safetensors and vocab.txt.")
+    ] = None,
+) -> None:
+    """Tune the encoder on the further public sets (docs/guard.md lists them); then train the classifier with it."""
+    from cierzo.guard.data import folder_of
+    from cierzo.progress import progress_bar
+
+    with _extra():
+        from cierzo.guard.train_encoder import fetched_base, tuned
+    folder = folder_of(data)
+    base = base or fetched_base()
+    with progress_bar("tuning", unit="steps") as report:
+        encoder, about = tuned(folder, base, report)
+    encoder.save(out, about)
+    print(f"{out}: {out.stat().st_size} bytes; {about['learnt_from']}; loss at the end {about['loss']}")
 
 
 @moderate.command(name="eval")

@@ -7,7 +7,7 @@ from typing import Any
 
 from cierzo.errors import CierzoError
 from cierzo.guard import data
-from cierzo.guard.classifier import ANY, Classifier
+from cierzo.guard.classifier import ANY, NEVER, Classifier
 from cierzo.guard.guard import Guard
 from cierzo.guard.metrics import Figures, curve, figures
 from cierzo.guard.policy import Policy
@@ -75,6 +75,8 @@ def methods(classifier: Classifier, policies: Sequence[Policy]) -> list[Method]:
         CierzoError: a rival is not installed.
     """
     ours = [Method("classifier", lambda texts: [classifier.scores(t)[ANY] for t in texts], 0.5)]
+    if classifier.heads is not None:
+        ours.append(Method("its words alone", lambda texts: [classifier.scores(t, NEVER)[ANY] for t in texts], 0.5))
     for policy in policies:
         guard = Guard(policy, mode="enforce", classifier=classifier)
         ours.append(Method(f"{policy.name}: flags", lambda ts, g=guard: [_margin(g, t) for t in ts], 1.0))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cierzo.errors import CierzoError
 from cierzo.guard.audit import Audit
-from cierzo.guard.classifier import ANY, CATEGORIES, Classifier, shipped
+from cierzo.guard.classifier import ANY, CATEGORIES, NEVER, Classifier, shipped
 from cierzo.guard.judge import Ask
 from cierzo.guard.known import Known, Scores, name_of
 from cierzo.guard.policy import ACTIONS, Action, Category, Mode, Policy, Stage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cierzo.tokens import Message
 
 _AT_ONCE = 4000
-"""Characters that are judged in the event loop (about 3 ms); longer texts go to a thread."""
+"""Characters whose words are judged in the event loop (about 3 ms); longer texts, and reading, go to a thread."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,18 @@ class Guard:
     def enforces(self) -> bool:
         return self.mode == "enforce"
 
+    def prepare(self) -> None:
+        """Load the encoder now, so that no first text waits for it."""
+        if self._classifier.heads is not None and self.policy.on:
+            _ = self._classifier.heads.encoder
+
+    def scores(self, text: str) -> dict[str, float]:
+        """Probability, 0 to 1, of every category for the worst part of a text, whatever the policy says of them."""
+        return self._classifier.scores(text)
+
     def check(self, text: str, stage: Stage = "input") -> Verdict:
         """Judge a text by the first stage alone."""
-        return self._verdict(stage, self._classifier.scores(text), None, None)
+        return self._verdict(stage, self._classifier.scores(text, self.policy.reads_from(stage)), None, None)
 
     async def judge(
         self, texts: Sequence[str], stage: Stage, *, ask: Ask | None = None, answer: Sequence[int] = (),
@@ -130,10 +139,13 @@ class Guard:
         by_name = {name_of(text, salt or ""): text for text in texts}
         found = {} if salt is None else self._known.find(by_name)
         new = {name: text for name, text in by_name.items() if name not in found}
+        reads = NEVER if self._classifier.heads is None else self.policy.reads_from(stage)
         if sum(map(len, new.values())) > _AT_ONCE:
-            scored = await asyncio.to_thread(self._scored, new)
+            scored = await asyncio.to_thread(self._scored, new, reads)
         else:
-            scored = self._scored(new)
+            scored = self._scored(new, NEVER)
+            if doubtful := {name: new[name] for name, scores in scored.items() if scores[ANY] >= reads}:
+                scored |= await asyncio.to_thread(self._scored, doubtful, reads)
         if salt is not None:
             self._known.keep(scored)
         scores = _worst([*found.values(), *scored.values()])
@@ -149,8 +161,8 @@ class Guard:
                 error = _told(failed)
         return self._verdict(stage, scores, opinion, error)
 
-    def _scored(self, texts: Mapping[bytes, str]) -> dict[bytes, Scores]:
-        return {name: self._classifier.scores(text) for name, text in texts.items()}
+    def _scored(self, texts: Mapping[bytes, str], reads: float) -> dict[bytes, Scores]:
+        return {name: self._classifier.scores(text, reads) for name, text in texts.items()}
 
     def _unsure(self, category: Category, score: float) -> bool:
         """Whether the model is to decide."""

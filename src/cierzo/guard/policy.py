@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cierzo.errors import CierzoError
-from cierzo.guard.classifier import ANY, CATEGORIES
+from cierzo.guard.classifier import ANY, CATEGORIES, NEVER
 
 Action = Literal["allow", "log", "warn", "prompt", "refuse"]
 Stage = Literal["input", "output"]
@@ -69,6 +69,16 @@ class Reflection(_Strict):
     calibration: dict[str, Platt] = {}
 
 
+class Reads(_Strict):
+    """From which score of `any`, by its words alone, the encoder reads a text too: 0 for always, 1 for never.
+
+    Reading takes milliseconds where words take a tenth of one. A question is judged once, an answer many times.
+    """
+
+    input: Probability = 0.2
+    output: Probability = 0.5
+
+
 class Policy(_Strict):
     """A policy as its file says it.
 
@@ -91,6 +101,7 @@ class Policy(_Strict):
     refusal: Annotated[str, Field(min_length=1)] = "I can't help with that."
     guardrail_prompt: str | None = None
     guardrail_always: bool = False
+    reads: Reads = Reads()
     turns: Annotated[int, Field(ge=1, le=64)] = 6
     hold: Annotated[int, Field(ge=1, le=10_000)] = 48
     lookahead: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -114,6 +125,11 @@ class Policy(_Strict):
     def judged(self, stage: Stage) -> dict[str, Category]:
         """The categories that count at this stage."""
         return {name: category for name, category in self.categories.items() if category.judges(stage)}
+
+    def reads_from(self, stage: Stage) -> float:
+        """The score of `any` from which texts of this stage are read."""
+        found = self.reads.input if stage == "input" else self.reads.output
+        return found if found < 1 else NEVER
 
     @cached_property
     def on(self) -> bool:

@@ -2,11 +2,11 @@
 
 Learnt features alone: words, pairs and triples of words of the first sentence, the first two, the last and the whole
 answer, in which the question's own words are masked (refusals turn what was asked into its denial), and lengths.
-Beside them, where a model reads the answers, what its middle layers make of them (`states.py`): the mean of a linear
-model a layer, and of that and the words. Nothing of it is shipped: `cierzo moderate eval` cross-validates it, so an
-answer has no part in its own judgement. Nor is anything chosen by the answers: models with and without the last
-sentence, of two strengths of regularisation, count alike. But the kinds of features, and layers, were found by trying
-some on these same answers, which flatters the figures a little.
+Beside them, where a model reads the answers, what its middle layers make of them beyond the questions (`states.py`):
+the mean of linear models of each layer, and of that and the words. Nothing of it is shipped: `cierzo moderate eval`
+cross-validates it, so an answer has no part in its own judgement. Nor is anything chosen by the answers: models with
+and without the last sentence, of two strengths of regularisation, count alike. But the kinds of features, and layers,
+were found by trying some on these same answers, which flatters the figures a little.
 """
 
 import re
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import RepeatedStratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from cierzo.guard.data import Answered
@@ -27,20 +27,23 @@ from cierzo.guard.metrics import curve, figures
 from cierzo.guard.text import normalised
 
 _FOLDS = 10
+_SHUFFLES = 10
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
 _WORD = re.compile(r"[a-z']+|\d")
 _SHORTEST = 4
 """Letters of a word of the question that is masked: shorter ones say little of what was asked."""
 _MASK = "ASKED"
-_STATES_STRENGTH = 0.01
-"""Inverse regularisation of a layer's linear model: it has more inputs than there are answers."""
 _STRENGTHS = (1.0, 10.0)
+_STATES_STRENGTHS = (0.01, 0.1)
+"""Inverse regularisation of a layer's linear models: they have more inputs than there are answers."""
 
 
 def cross_validated(
     answers: Sequence[Answered], states: NDArray[np.float32] | None = None, reader: str = ""
 ) -> list[Row]:
-    """Ten-fold: each answer is judged by what was learnt from the others. Beside it, what never finds a refusal.
+    """Ten-fold: each answer is judged by what was learnt from others. Beside it, what never finds a refusal.
+
+    An answer's logit is the mean over ten shuffles, since which others it meets moves single ones.
 
     Args:
         states: of each answer [n, layers, dim], for a further row that judges by them and by the words together ...
@@ -49,10 +52,10 @@ def cross_validated(
     labels = np.array([answer.refuses for answer in answers])
     parts = [_parts(answer) for answer in answers]
     words, read = np.zeros(len(labels)), np.zeros(len(labels))
-    for fit, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(parts, labels):
-        words[left] = _by_words([parts[i] for i in fit], labels[fit], [parts[i] for i in left])
+    for fit, left in RepeatedStratifiedKFold(n_splits=_FOLDS, n_repeats=_SHUFFLES, random_state=0).split(parts, labels):
+        words[left] += _by_words([parts[i] for i in fit], labels[fit], [parts[i] for i in left])
         if states is not None:
-            read[left] = _by_states(states[fit], labels[fit], states[left])
+            read[left] += _by_states(states[fit], labels[fit], states[left])
     found = {"refusal found": words, "never refuses": np.full(len(labels), -1.0)}
     if states is not None:
         found[f"with {reader}"] = (words + read) / 2
@@ -68,9 +71,10 @@ def _by_states(fit: NDArray[np.float32], labels: NDArray[np.bool_], left: NDArra
     logits = []
     for layer in range(fit.shape[1]):
         scale = StandardScaler().fit(fit[:, layer])
-        model = LogisticRegression(C=_STATES_STRENGTH, max_iter=300)
-        model.fit(scale.transform(fit[:, layer]), labels)
-        logits.append(model.decision_function(scale.transform(left[:, layer])))
+        inputs, judged = scale.transform(fit[:, layer]), scale.transform(left[:, layer])
+        for strength in _STATES_STRENGTHS:
+            model = LogisticRegression(C=strength, max_iter=300).fit(inputs, labels)
+            logits.append(model.decision_function(judged))
     return np.asarray(np.mean(logits, 0))
 
 

@@ -30,7 +30,11 @@ class StateReader:
         self._read = {min(layers - 1, int(depth * layers)) for depth in _DEPTHS}
 
     def answer(self, question: str, answer: str) -> NDArray[np.float32]:
-        """The mean over an answer's tokens, after a question, of each layer that is read: [layers, dim]."""
+        """What each layer that is read makes of an answer beyond its question: [layers, dim].
+
+        That is the mean over the answer's tokens less that over the question's, so that what both are about, which
+        says nothing of a refusal, is left out.
+        """
         asked = self._tokenizer.encode(f"Question: {question}\nAnswer:")
         ids = [*asked, *self._tokenizer.encode(f" {answer}")[:_LONGEST]]
         config, context, found = self._model.config, ops.PackedContext([len(ids)]), []
@@ -40,5 +44,6 @@ class StateReader:
             for number, layer in enumerate(self._model.layers):
                 x = layer(x, rotation, context)
                 if number in self._read:
-                    found.append(torch.nn.functional.rms_norm(x[len(asked) :].float(), [config.dim]).mean(0))
+                    normed = torch.nn.functional.rms_norm(x.float(), [config.dim])
+                    found.append(normed[len(asked) :].mean(0) - normed[: len(asked)].mean(0))
         return torch.stack(found).numpy()

@@ -2,13 +2,14 @@
 
 Learnt from the training halves of OpenAI's moderation set and of Davidson's tweets (hate against neither; what is only
 offensive is left out, since OpenAI's categories do not say what it is), beside what further sets (`further.py`) and
-alt-profanity-check make of a text. Every choice here was made by cross-validation within these halves: `docs/log.md`
+alt-profanity-check make of a text; and, on OpenAI's half and one's own texts, from what an encoder makes of them
+(`encoder.py`). Every choice here was made by cross-validation within these halves: `docs/log.md`
 has what else was tried.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,22 @@ from sklearn.preprocessing import normalize
 
 from cierzo.guard import data, further
 from cierzo.guard.calibrate import fitted, logistic
-from cierzo.guard.classifier import ANY, BUCKETS, CATEGORIES, Classifier, combined, features
+from cierzo.guard.classifier import ANY, BUCKETS, CATEGORIES, Classifier, Heads, combined, digest_of, features
 from cierzo.guard.data import Labelled
+from cierzo.guard.encoder import Encoder
 from cierzo.guard.further import Labels
 from cierzo.guard.metrics import auc
 from cierzo.guard.prior import Prior
 from cierzo.guard.text import SPAN, normalised, spans
 from cierzo.progress import Report
 
+Fit = Callable[[Any, NDArray[np.int64], NDArray[np.float64]], LogisticRegression]
+"""Learns from rows of features, their labels and weights."""
+
 _FEWEST = 10
 """Positive texts without which a category is not learnt."""
-_STRENGTH = 10.0
+_STRENGTH, _HEADS_STRENGTH = 10.0, 0.003
+"""Inverse regularisation of words' weights and of the encoder's states'."""
 _OPINION = 0.1
 """Standard deviation of what the prior, or a kind of further sets, makes of texts: the smaller, the less it counts."""
 _FEWEST_FURTHER = 50
@@ -130,11 +136,16 @@ class Rows:
         return highest
 
 
-def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Classifier, dict[str, str]]:
+def trained(
+    folder: Path, own: Sequence[Labelled], report: Report, encoder: Path | None = None
+) -> tuple[Classifier, dict[str, str]]:
     """The classifier, and what is to be told about it.
 
     That is: the sources; AUC by cross-validation (texts of full weight); and the score of each category that a given
     part of the harmless texts reaches when they are left out of the training, from which policies take thresholds.
+
+    Args:
+        encoder: the file of an encoder whose states count too.
     """
     report(0, len(CATEGORIES) + 1)
     items, weights = learnt_from(folder, own)
@@ -162,9 +173,9 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     left_out = {}
     for number, name in enumerate((*CATEGORIES, ANY)):
         report(number, len(CATEGORIES) + 1)
-        labels = np.array([item.harmful if name == ANY else item.categories.get(name, -1) for item in items], int)
+        labels = _labels(items, name)
         if (labels[full] == 1).sum() >= _FEWEST:
-            weight, offset, left_out[name] = _column(matrix, labels, rows, full)
+            weight, offset, left_out[name] = _column(matrix, labels, rows, full, _fit)
             columns[name] = (weight, offset)
     names = tuple(columns)
     learnt = np.stack([weight for weight, _ in columns.values()])  # [C, BUCKETS + kinds + 1]
@@ -174,35 +185,67 @@ def trained(folder: Path, own: Sequence[Labelled], report: Report) -> tuple[Clas
     quantised = np.round(dense / scale).astype(np.int8)
     bias = (np.array([bias for _, bias in columns.values()]) + opinion @ offsets).astype(np.float32)
     gain = learnt[:, -1].astype(np.float32)
+    kept = [item for item, counts in zip(items, full, strict=True) if counts]
+    of_kept = Rows.of([text for text, counts in zip(texts, full, strict=True) if counts], weights[full])
+    by_words = {name: logits[full[rows.owner]] for name, logits in left_out.items()}
     about = {
         "learnt_from": f"OpenAI's set and Davidson's tweets (MIT): {len(items) - len(own)} texts; own: {len(own)}; "
         + "".join(f"{s.repository} ({s.licence}): {len(sets[s.name])}; " for s in further.SETS if s.name in sets)
         + "weights of words: alt-profanity-check (MIT)",
-        **_measured(items, full, rows, left_out),
+        **_measured(kept, of_kept, by_words),
     }
-    return Classifier(names, quantised, scale, idf, bias, prior, gain), about
+    heads = None
+    if encoder is not None:
+        heads, read = _heads(encoder, kept, of_kept, by_words)
+        about |= {f"{name}_by_words": value for name, value in about.items() if name != "learnt_from"}
+        about |= _measured(kept, of_kept, read)
+    return Classifier(names, quantised, scale, idf, bias, prior, gain, heads), about
 
 
-def _measured(
-    items: Sequence[Labelled], full: NDArray[np.bool_], rows: Rows, left_out: dict[str, NDArray[np.float64]]
-) -> dict[str, str]:
+def _heads(
+    file: Path, kept: Sequence[Labelled], rows: Rows, by_words: dict[str, NDArray[np.float64]]
+) -> tuple[Heads, dict[str, NDArray[np.float64]]]:
+    """What the encoder's states count beside the words, and the logits of rows by both when left out."""
+    digest, encoder = digest_of(file), Encoder.load(file)
+    states = np.stack([encoder.read(text) for text in rows.texts])
+    mean, spread = states.mean(0), np.maximum(states.std(0), 1e-6)
+    everything = np.ones(len(kept), bool)
+    weights, words, bias, left_out = [], [], [], {}
+    for name, logits in by_words.items():
+        labels = _labels(kept, name)
+        weight, offset, own = _column((states - mean) / spread, labels, rows, everything, _fit_states)
+        known = labels >= 0
+        platt = fitted(rows.worst(logits + own)[known].tolist(), (labels[known] == 1).tolist())
+        left_out[name] = platt.slope * (logits + own) + platt.intercept
+        weights.append(platt.slope * weight / spread)
+        words.append(platt.slope)
+        bias.append(platt.slope * (offset - float(weight @ (mean / spread))) + platt.intercept)
+    columns = np.ascontiguousarray(np.stack(weights, 1).astype(np.float16))
+    return Heads(file, digest, columns, np.array(words, np.float32), np.array(bias, np.float32)), left_out
+
+
+def _measured(kept: Sequence[Labelled], rows: Rows, left_out: dict[str, NDArray[np.float64]]) -> dict[str, str]:
     """AUC and thresholds on texts that were left out, by the worst of their spans."""
     parts = {name: np.array([logistic(x) for x in logits]) for name, logits in left_out.items()}
     each = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
     parts[ANY] = np.array([combined(row) for row in each])
-    scores = {name: rows.worst(values)[full] for name, values in parts.items()}
-    kept = [item for item, counts in zip(items, full, strict=True) if counts]
+    scores = {name: rows.worst(values) for name, values in parts.items()}
     harmless = np.array([not item.harmful for item in kept])
     areas, limits = {}, {}
     for name, score in scores.items():
-        labels = np.array([int(i.harmful) if name == ANY else i.categories.get(name, -1) for i in kept])
+        labels = _labels(kept, name)
         areas[name] = round(auc(labels[labels >= 0] == 1, score[labels >= 0]), 4)
         limits[name] = {f"{rate:g}": round(float(np.quantile(score[harmless], 1 - rate)), 3) for rate in _RATES}
     return {"cross_validated_auc": json.dumps(areas), "reached_by_harmless": json.dumps(limits)}
 
 
+def _labels(items: Sequence[Labelled], name: str) -> NDArray[np.int64]:
+    """1 and 0, or -1 where it is not known whether the category applies."""
+    return np.array([item.harmful if name == ANY else item.categories.get(name, -1) for item in items], int)
+
+
 def _column(
-    matrix: Any, labels: NDArray[np.int64], rows: Rows, full: NDArray[np.bool_]
+    matrix: Any, labels: NDArray[np.int64], rows: Rows, full: NDArray[np.bool_], fit: Fit
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64]]:
     """Weights and bias of a category, calibrated on texts left out (Platt), and the logits of rows when left out.
 
@@ -210,15 +253,15 @@ def _column(
     """
 
     def learn(texts: NDArray[np.int64]) -> LogisticRegression:
-        fit = np.isin(rows.owner, texts)
-        return _fit(matrix[fit], labels[rows.owner[fit]], rows.weight[fit])
+        of_texts = np.isin(rows.owner, texts)
+        return fit(matrix[of_texts], labels[rows.owner[of_texts]], rows.weight[of_texts])
 
     known = np.flatnonzero(labels >= 0)
     model = learn(known)
     held_out = np.asarray(model.decision_function(matrix))
-    for fit, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(known, labels[known]):
+    for seen, left in StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(known, labels[known]):
         of_left = np.isin(rows.owner, known[left])
-        held_out[of_left] = learn(known[fit]).decision_function(matrix[of_left])
+        held_out[of_left] = learn(known[seen]).decision_function(matrix[of_left])
     counts = (labels >= 0) & full
     platt = fitted(rows.worst(held_out)[counts].tolist(), (labels[counts] == 1).tolist())
     bias = platt.slope * float(model.intercept_[0]) + platt.intercept
@@ -228,3 +271,8 @@ def _column(
 def _fit(matrix: Any, labels: NDArray[np.int64], weights: NDArray[np.float64]) -> LogisticRegression:
     model = LogisticRegression(C=_STRENGTH, class_weight="balanced", solver="liblinear", random_state=0)
     return model.fit(matrix, labels, sample_weight=weights)
+
+
+def _fit_states(states: Any, labels: NDArray[np.int64], weights: NDArray[np.float64]) -> LogisticRegression:
+    model = LogisticRegression(C=_HEADS_STRENGTH, class_weight="balanced", max_iter=500)
+    return model.fit(states, labels, sample_weight=weights)

@@ -34,7 +34,7 @@ async def moderations(body: ModerationRequest, request: Request) -> Moderation:
     limits = guard.policy.categories
 
     def judged() -> list[ModerationResult]:
-        return [_result(guard.check(text).categories, limits) for text in texts]
+        return [_result(guard.scores(text), limits) for text in texts]
 
     results = await watched(request, asyncio.to_thread(judged))
     return Moderation(id=f"modr-{uuid4().hex}", model=_MODEL, results=results)

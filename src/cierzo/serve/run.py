@@ -70,7 +70,9 @@ def guard_of(settings: Settings) -> Guard | None:
         return None
     audit = None if settings.guard_log is None else Audit(Path(settings.guard_log), text=settings.guard_log_text)
     mode: Any = settings.guard_mode  # checked by `Settings`
-    return Guard(settings.guard, mode=mode, audit=audit)
+    guard = Guard(settings.guard, mode=mode, audit=audit)
+    guard.prepare()
+    return guard
 
 
 def bind(settings: Settings) -> socket.socket:

