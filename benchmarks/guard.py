@@ -30,8 +30,11 @@ from serve import server
 
 
 async def streamed(url: str, questions: list[str], streams: int, each: int, tokens: int, seed: int) -> dict[str, float]:
-    """Tokens a second, and the median time to the first token, of `streams` clients with `each` questions."""
-    order = random.Random(seed).sample(questions, each * streams)
+    """Tokens a second, and the median time to the first token, of `streams` clients with `each` questions on average.
+
+    Who is done takes the next question, or clients whose questions are refused would stand idle at the end.
+    """
+    order = iter(random.Random(seed).sample(questions, each * streams))
     firsts: list[float] = []
     counts: list[int] = []
 
@@ -55,12 +58,12 @@ async def streamed(url: str, questions: list[str], streams: int, each: int, toke
                     if event.get("usage"):
                         counts.append(event["usage"]["completion_tokens"])
 
-        async def one(number: int) -> None:
-            for question in order[each * number : each * (number + 1)]:
+        async def one() -> None:
+            for question in order:
                 await ask(question)
 
         began = time.perf_counter()
-        await asyncio.gather(*map(one, range(streams)))
+        await asyncio.gather(*(one() for _ in range(streams)))
         seconds = time.perf_counter() - began
     return {"tokens_per_second": sum(counts) / seconds, "first": statistics.median(firsts)}
 

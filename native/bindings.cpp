@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "encoder.h"
 #include "fused.h"
 #include "isa.h"
 #include "pack.h"
@@ -83,6 +84,29 @@ struct Layers {
     }
 };
 
+// The layers of an encoder.
+struct Encoder {
+    size_t n_heads;
+    float eps;
+    std::vector<cierzo::EncoderLayer> layers;
+
+    void add(const Matrix& qkv, uintptr_t qkv_bias, const Matrix& out, uintptr_t out_bias, const Matrix& up,
+             uintptr_t up_bias, const Matrix& down, uintptr_t down_bias, uintptr_t attention_norm, uintptr_t ffn_norm) {
+        const size_t dim = qkv.inputs;
+        check(dim % n_heads == 0 && qkv.outputs == 3 * dim && out.inputs == dim && out.outputs == dim && up.inputs == dim &&
+                  down.inputs == up.outputs && down.outputs == dim,
+              "the matrices of a layer do not fit");
+        check(layers.empty() || (layers[0].qkv->inputs == dim && layers[0].up->outputs == up.outputs), "the layers do not fit");
+        layers.push_back({&qkv, &out, &up, &down, at(qkv_bias), at(out_bias), at(up_bias), at(down_bias),
+                          at(attention_norm), at(ffn_norm)});
+    }
+
+    void run(uintptr_t x, size_t n_rows, uintptr_t means) const {
+        check(n_rows > 0 && !layers.empty(), "an encoder reads something with some layers");
+        cierzo::encode(at(x), n_rows, layers, n_heads, eps, at(means));
+    }
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -152,6 +176,13 @@ NB_MODULE(_native, m) {
         }, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "eps"_a)
         .def("add", &Layers::add)
         .def("run", &Layers::run, free_gil);
+    nb::class_<Encoder>(m, "Encoder")
+        .def("__init__", [](Encoder* self, size_t n_heads, float eps) {
+            check(n_heads > 0, "heads do not fit");
+            new (self) Encoder{n_heads, eps, {}};
+        }, "n_heads"_a, "eps"_a)
+        .def("add", &Encoder::add)
+        .def("run", &Encoder::run, free_gil);
     m.def("linear", [](uintptr_t x, size_t n_rows, uintptr_t norm, float eps, const Matrix& w, uintptr_t residual,
                        uintptr_t out) {
         cierzo::linear(at(x), n_rows, at(norm), eps, w, at(residual), at(out));

@@ -85,6 +85,7 @@ struct Activations {
     const float* scales;    // [rows][spans]
     const int32_t* sums;    // [rows][groups]
     const int32_t* totals;  // [rows][spans]
+    const float* offsets;   // [rows][groups], scale x sum: what a minimum counts; where scales are of groups
     size_t rows, inputs, groups, spans;  // inputs padded to whole tiles
 
     size_t height(size_t row) const {

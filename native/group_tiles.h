@@ -36,17 +36,14 @@ template <class F>
 inline void tile_rows(const Product& p, const uint8_t* panel, const int8_t* weights, size_t first, size_t last, size_t row,
                       size_t count, float* out) {
     const Activations& a = p.rows;
-    const float* scales[kRowTile];
+    const float *scales[kRowTile], *offsets[kRowTile];
     alignas(64) int32_t sums[2][2][256];
-    alignas(64) float offsets[F::has_minimum ? 2 * kGroupChunk : 1][kRowTile];
     F32x16 y[kRowTile];
 #pragma GCC unroll 16
     for (size_t r = 0; r < kRowTile; ++r) {
         const size_t own = row + std::min(r, count - 1);  // rows beyond the last repeat it, and are dropped
         scales[r] = a.scales + own * a.spans + 2 * first;
-        if constexpr (F::has_minimum)
-            for (size_t g = 0; g < 2 * (last - first); ++g)
-                offsets[g][r] = scales[r][g] * static_cast<float>(a.sums[own * a.groups + 2 * first + g]);
+        offsets[r] = a.offsets + own * a.groups + 2 * first;
         y[r] = first ? load(out + std::min(r, count - 1) * kPanel) : broadcast(0);
     }
     const auto scale = [&](size_t tile) {
@@ -60,7 +57,7 @@ inline void tile_rows(const Product& p, const uint8_t* panel, const int8_t* weig
             for (size_t r = 0; r < kRowTile; ++r) {
                 const F32x16 sum = to_float({_mm512_load_si512(of_group + 16 * r)});
                 y[r] = fma(mul(sum, broadcast(scales[r][group])), weight_scale, y[r]);
-                if constexpr (F::has_minimum) y[r] = fma(broadcast(offsets[group][r]), minimum, y[r]);
+                if constexpr (F::has_minimum) y[r] = fma(broadcast(offsets[r][group]), minimum, y[r]);
             }
         }
     };

@@ -80,11 +80,14 @@ struct Kernels {
                      int32_t* sums, int32_t* totals);
     // RMSNorm of a row, times weight.
     void (*norm)(const float* x, const float* weight, float eps, size_t n, float* out);
+    // LayerNorm of a row in place, times weight [n] plus bias [n], one behind the other.
+    void (*layer_norm)(float* x, const float* weight_and_bias, float eps, size_t n);
     void (*multiply[kFormats])(const Product& product, float* out);
     // Row `output` of a panel, as float32 [inputs padded to tiles].
     void (*unpack[kFormats])(const uint8_t* panel, int output, size_t tiles, float* out);
     // out = silu(gate) x up, n a multiple of 16.
     void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
+    void (*gelu)(float* x, size_t n);
     // Queries of the sequence's rows [first, last) that read key/value head `head`, over the keys of one chunk. `scratch`:
     // attention_scratch floats.
     void (*attend)(const Attention& job, int head, int64_t first, int64_t last, int64_t chunk, float* scratch,

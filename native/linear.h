@@ -24,10 +24,9 @@ inline const uint16_t* scales_of(const uint8_t* tile, int group) {
 
 // One group's integer sum into the float sum of a row.
 template <class F>
-inline F32x16 accumulate(F32x16 y, I32x16 sum, F32x16 scale, F32x16 minimum, float activation_scale, int32_t total) {
-    if constexpr (F::nibbles && !F::has_minimum) sum = add(sum, -8 * total);
+inline F32x16 accumulate(F32x16 y, I32x16 sum, F32x16 scale, F32x16 minimum, float activation_scale, const float* offset) {
     y = fma(mul(to_float(sum), broadcast(activation_scale)), scale, y);
-    if constexpr (F::has_minimum) y = fma(broadcast(activation_scale * static_cast<float>(total)), minimum, y);
+    if constexpr (F::has_minimum) y = fma(broadcast(*offset), minimum, y);
     return y;
 }
 
@@ -40,6 +39,7 @@ inline void group_rows(const Product& p, const uint8_t* const* panels, size_t ro
     const int8_t* x = a.at(row, p.first_tile);
     const float* scales = a.scales + row * a.spans;
     const int32_t* sums = a.sums + row * a.groups;
+    const float* offsets = a.offsets + row * a.groups;
     const size_t ahead = row == p.first_row ? kAhead<R, P> : 0;  // other rows find what is there
     F32x16 y[P][R];
     for (int i = 0; i < P; ++i)
@@ -69,8 +69,10 @@ inline void group_rows(const Product& p, const uint8_t* const* panels, size_t ro
                 const F32x16 minimum = F::has_minimum ? load_f16(scales_of(tile[i], 2 + half)) : broadcast(0);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
-                    const int32_t sum = sums[r * a.groups + group];
-                    y[i][r] = accumulate<F>(y[i][r], acc[i][r].total(sum), scale, minimum, scales[r * a.spans + group], sum);
+                    const size_t at = r * a.groups + group;
+                    I32x16 sum = acc[i][r].total(sums[at]);
+                    if constexpr (F::nibbles && !F::has_minimum) sum = add(sum, -8 * sums[at]);
+                    y[i][r] = accumulate<F>(y[i][r], sum, scale, minimum, scales[at], offsets + at);
                 }
             }
         }

@@ -23,7 +23,7 @@ constexpr size_t kTogether = 8;  // pairs of panels that pass one part of the ac
 // `run_layers`.
 struct Workspace {
     std::mutex lock, layers_lock;
-    std::vector<float> normed, scales, projected, layers;
+    std::vector<float> normed, scales, offsets, projected, layers;
     std::vector<int8_t> values;
     std::vector<int32_t> sums, totals;
 };

@@ -48,6 +48,24 @@ inline void norm(const float* x, const float* weight, float eps, size_t n, float
         store_some(out + i, mul(mul(load_some(x + i, n - i), load_some(weight + i, n - i)), by), n - i);
 }
 
+// x becomes its LayerNorm (arXiv:1607.06450), times weight [n] plus bias [n], which lie one behind the other.
+inline void layer_norm(float* x, const float* weight_and_bias, float eps, size_t n) {
+    const float *weight = weight_and_bias, *bias = weight_and_bias + n;
+    F32x16 total = broadcast(0), squares = broadcast(0);
+    for (size_t i = 0; i < n; i += 16) total = add(total, load_some(x + i, n - i));
+    const F32x16 minus_mean = broadcast(-sum(total) / static_cast<float>(n));
+    for (size_t i = 0; i < n; i += 16) {
+        const F32x16 v = add(load_some(x + i, n - i), minus_mean);
+        store_some(x + i, v, n - i);
+        const F32x16 kept = load_some(x + i, n - i);  // beyond the end 0
+        squares = fma(kept, kept, squares);
+    }
+    const F32x16 by = broadcast(1.0f / std::sqrt(sum(squares) / static_cast<float>(n) + eps));
+    for (size_t i = 0; i < n; i += 16)
+        store_some(x + i, fma(mul(load_some(x + i, n - i), by), load_some(weight + i, n - i), load_some(bias + i, n - i)),
+                   n - i);
+}
+
 constexpr float kSmallest = 1e-30f;  // below, a span is 0: 127 / peak would not be finite
 
 // A span with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
@@ -86,6 +104,19 @@ inline void swiglu(const float* gate, const float* up, float* out, size_t n) {
         const F32x16 g = load(gate + i);
         const F32x16 decay = add(exponential(mul(g, broadcast(-1.0f))), broadcast(1.0f));
         store(out + i, mul(div(g, decay), load(up + i)));
+    }
+}
+
+// x becomes gelu(x) = x / 2 + |x| erf(|x| / sqrt 2) / 2 (arXiv:1606.08415), erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+inline void gelu(float* x, size_t n) {
+    for (size_t i = 0; i < n; i += 16) {
+        const F32x16 v = load_some(x + i, n - i), size = absolute(v), z = mul(size, broadcast(0.70710678118f));
+        const F32x16 t = div(broadcast(1.0f), fma(z, broadcast(0.3275911f), broadcast(1.0f)));
+        F32x16 y = broadcast(1.061405429f);
+        for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) y = fma(y, t, broadcast(c));
+        const F32x16 rest = mul(mul(y, t), exponential(mul(mul(z, z), broadcast(-1.0f))));
+        const F32x16 erf = add(broadcast(1.0f), mul(rest, broadcast(-1.0f)));
+        store_some(x + i, mul(fma(size, erf, v), broadcast(0.5f)), n - i);
     }
 }
 

@@ -8,11 +8,18 @@
 
 namespace cierzo {
 
+// A thread that works alone: beside a model's steps, where taking turns at the pool would cost both more than a core's time.
+inline thread_local bool alone = false;
+struct Alone {
+    Alone() { alone = true; }
+    ~Alone() { alone = false; }
+};
+
 // Calls body(first, last) for runs of items that together are all of them, on whichever thread is free; runs, for the
 // memory's sake.
 template <class F>
 void spread_runs(size_t items, F body) {
-    if (items <= 1) {  // waking the others would take longer
+    if (items <= 1 || alone) {  // waking the others would take longer
         if (items) body(size_t(0), items);
         return;
     }

@@ -4,6 +4,7 @@
 //
 // Exit status 0 and a last line "same bits" when nothing differs. Needs no Python, so that an emulator can run it for sets that
 // a machine lacks (docs/log.md tells how).
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -53,23 +54,26 @@ bool same(const std::string& what, size_t size, Run run) {
 
 struct Rows {  // what an operation makes of float rows
     std::vector<int8_t> values;
-    std::vector<float> scales;
+    std::vector<float> scales, offsets;
     std::vector<int32_t> sums, totals;
     Activations view;
 
     Rows(const std::vector<float>& x, size_t n, size_t inputs, size_t span)
-        : values(), scales(), sums(), totals(), view{nullptr, nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
+        : view{nullptr, nullptr, nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
         view.groups = view.inputs / kGroup;
         view.spans = (view.inputs + span - 1) / span;
         values.resize(n * view.inputs + kRowTile * kTile);
         scales.resize(n * view.spans);
         sums.resize(n * view.groups);
+        offsets.resize(sums.size());
         totals.resize(n * view.spans);
-        view = {values.data(), scales.data(), sums.data(), totals.data(), n, view.inputs, view.groups, view.spans};
+        view = {values.data(), scales.data(), sums.data(), totals.data(), offsets.data(), n, view.inputs, view.groups, view.spans};
         for (size_t row = 0; row < n; ++row)
             kPortable.quantize(x.data() + row * inputs, inputs, view.inputs, span, values.data() + view.offset(row, 0),
                                view.height(row) * kTile, scales.data() + row * view.spans, sums.data() + row * view.groups,
                                totals.data() + row * view.spans);
+        if (view.spans == view.groups)
+            for (size_t i = 0; i < offsets.size(); ++i) offsets[i] = scales[i] * static_cast<float>(sums[i]);
     }
 };
 
@@ -121,6 +125,15 @@ bool rows() {
     const std::vector<float> x = floats(wide, std::exp(static_cast<float>(between(-20, 20)))), y = floats(wide);
     bool all = same<float>("norm of " + std::to_string(n), n, [&](const Kernels& kernels, float* out) {
         kernels.norm(x.data(), y.data(), 1e-5f, n, out);
+    });
+    const std::vector<float> both = floats(2 * n);
+    all &= same<float>("layer norm of " + std::to_string(n), n, [&](const Kernels& kernels, float* out) {
+        std::copy_n(x.data(), n, out);
+        kernels.layer_norm(out, both.data(), 1e-12f, n);
+    });
+    all &= same<float>("gelu of " + std::to_string(n), n, [&](const Kernels& kernels, float* out) {
+        std::copy_n(x.data(), n, out);
+        kernels.gelu(out, n);
     });
     all &= same<float>("swiglu of " + std::to_string(n), wide, [&](const Kernels& kernels, float* out) {
         kernels.swiglu(x.data(), y.data(), out, wide);

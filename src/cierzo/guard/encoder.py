@@ -34,7 +34,8 @@ class Encoder:
 
     Args:
         weights: `words` [V, D] and `places` [P, D]; of layer n `n.qkv` [3 D, D], `n.out` [D, D], `n.up` [F, D],
-            `n.down` [D, F], each with its `.bias`; `norm`, `n.attention_norm` and `n.ffn_norm` [2, D], weight and bias.
+            `n.down` [D, F], their biases (`n.qkv_bias`, ...); `norm`, `n.attention_norm` and `n.ffn_norm` [2, D],
+            weight and bias.
         vocabulary: BERT's pieces of words, in the order of `words`.
         dropout: of what is added to the residual, while training.
     """
@@ -49,25 +50,28 @@ class Encoder:
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._first, self._last = numbers["[CLS]"], numbers["[SEP]"]
         self.layers = sum(name.endswith(".qkv") for name in weights)
+        self._packed: ops.EncoderLayers | None = None
 
-    def encode(self, texts: Sequence[str], longest: int = LONGEST) -> list[list[int]]:
-        """Token ids of each text, between BERT's marks, at most `longest` of them."""
-        found = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [[self._first, *each.ids[: longest - 2], self._last] for each in found]
+    def encode(self, text: str, longest: int = LONGEST) -> list[int]:
+        """Token ids of a text, between BERT's marks, at most `longest` of them."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._first, *ids[: longest - 2], self._last]
 
     def read(self, text: str) -> NDArray[np.float32]:
         """The mean over a normalised text's tokens of each layer that is read: [features]."""
-        ids = torch.tensor(self.encode([text]))
+        ids = torch.tensor([self.encode(text)])
         with torch.inference_mode():
-            states = self.states(ids, None)
-            return torch.cat([state[0].mean(0) for state in states[-READ:]]).numpy()
+            if self._packed is not None:
+                means = self._packed.means(self._embedded(ids))[-READ:]
+            else:
+                means = torch.stack([state[0].mean(0) for state in self.states(ids, None)[-READ:]])
+            return means.flatten().numpy()
 
     def states(self, ids: Tensor, there: Tensor | None) -> list[Tensor]:
         """What each layer makes of texts: tokens [B, T], those that are `there` [B, T] (all when None) -> [B, T, D]."""
         w = self.weights
         batch, length = ids.shape
-        x = ops.embed(ids.flatten(), w["words"]) + w["places"][:length].repeat(batch, 1)
-        x = self._dropped(_norm(x, w["norm"]))
+        x = self._dropped(self._embedded(ids))
         mask = None if there is None else there.bool()[:, None, None, :]
         found = []
         for n in range(self.layers):
@@ -81,8 +85,14 @@ class Encoder:
             found.append(x.view(batch, length, -1))
         return found
 
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """[B, T] -> [B T, D]."""
+        batch, length = ids.shape
+        words = ops.embed(ids.flatten(), self.weights["words"])
+        return _norm(words + self.weights["places"][:length].repeat(batch, 1), self.weights["norm"])
+
     def _linear(self, x: Tensor, name: str) -> Tensor:
-        bias = self.weights[f"{name}.bias"]
+        bias = self.weights[f"{name}_bias"]
         return ops.project_out(x, self.weights[name], bias.repeat(len(x), 1))
 
     def _dropped(self, x: Tensor) -> Tensor:
@@ -102,11 +112,18 @@ class Encoder:
                 about = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             shapes = {name: tuple(shape) for name, shape in json.loads(about["shapes"]).items()}
-            weights = {
+            weights: dict[str, Any] = {
                 name: _matrix(shapes[name], tensor) if name in shapes else tensor.float()
                 for name, tensor in tensors.items()
             }
-            return cls(weights, about["vocabulary"].split("\n"))
+            encoder = cls(weights, about["vocabulary"].split("\n"))
+            if ops.machine().kernels is not None:
+                layers = [
+                    ops.EncoderWeights(*(weights[f"{n}.{name}"] for name in ops.EncoderWeights._fields))
+                    for n in range(encoder.layers)
+                ]
+                encoder._packed = ops.EncoderLayers(layers, n_heads=HEADS, eps=_EPS)
+            return encoder
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CierzoError(f"{path} is no encoder: {error}; `cierzo moderate train-encoder` makes one") from None
 
@@ -116,7 +133,7 @@ class Encoder:
 
         partial = path.with_name(f".{path.name}.partial")
         packed = {
-            name: ops.quantize(weight.detach(), ops.Format.Q4)
+            name: ops.quantize(weight.detach(), ops.Format.Q4T)
             for name, weight in self.weights.items()
             if name == "words" or name.rpartition(".")[2] in MATRICES
         }
@@ -129,7 +146,7 @@ class Encoder:
 
 def _matrix(shape: tuple[int, ...], data: Tensor) -> ops.Weight:
     """As kernels take it; without them in float32 at once, since unpacking it for every text would take longer."""
-    packed = ops.PackedMatrix(ops.Format.Q4, shape[0], shape[1], data)
+    packed = ops.PackedMatrix(ops.Format.Q4T, shape[0], shape[1], data)
     return packed if ops.machine().kernels is not None else packed.unpacked()
 
 

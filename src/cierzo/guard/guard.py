@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from cierzo.tokens import Message
 
 _AT_ONCE = 4000
-"""Characters whose words are judged in the event loop (about 3 ms); longer texts, and reading, go to a thread."""
+"""Characters whose words are judged in the event loop (about 3 ms); longer texts go to a thread."""
+_READ_AT_ONCE = 200
+"""Characters that are read in the event loop (about 3 ms)."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Guard:
             would: Action = "refuse" if self.policy.on_error == "refuse" else "log"
             verdict = self._made(would, {}, (), None, _told(error))
         self.seconds += time.perf_counter() - began
+        time.sleep(0)  # who else waits for the interpreter goes first: an engine's step must not wait for many texts
         self.verdicts[stage, verdict.would] += 1
         if self._audit is not None and verdict.would != "allow":
             fields = {"stage": stage, "policy": self.policy.name, "mode": self.mode, "would": verdict.would}
@@ -145,7 +148,10 @@ class Guard:
         else:
             scored = self._scored(new, NEVER)
             if doubtful := {name: new[name] for name, scores in scored.items() if scores[ANY] >= reads}:
-                scored |= await asyncio.to_thread(self._scored, doubtful, reads)
+                if sum(map(len, doubtful.values())) > _READ_AT_ONCE:
+                    scored |= await asyncio.to_thread(self._scored, doubtful, reads)
+                else:
+                    scored |= self._scored(doubtful, reads)
         if salt is not None:
             self._known.keep(scored)
         scores = _worst([*found.values(), *scored.values()])

@@ -14,9 +14,9 @@ from cierzo.guard.text import SPAN
 class OutputWatch:
     """Holds back the pieces of one answer until they are judged.
 
-    A piece waits until what waits is as long as what was judged, and `policy.hold` characters at most (twice that for
-    a word without an end): so the first token comes at once and a long answer costs a judgement a line. Judged is the
-    span that ends with it. With `policy.lookahead` that many judged characters wait too.
+    A piece waits until what waits is twice as long as what was judged, and `policy.hold` characters at most (twice
+    that for a word without an end): so the first token comes at once and a long answer costs a judgement a line. Judged
+    is the span that ends with it. With `policy.lookahead` that many judged characters wait too.
 
     Args:
         n_prompt: tokens of the prompt, for the usage of an answer that is ended.
@@ -67,7 +67,7 @@ class OutputWatch:
     def _due(self, unjudged: int, said: str) -> bool:
         if not self._judged:
             return True  # the first piece comes without a delay: of many streams at once, a token is a long time
-        enough = min(self._guard.policy.hold, self._judged)
+        enough = min(self._guard.policy.hold, 2 * self._judged)
         return unjudged >= enough and (not said[-1:].isalnum() or not said.isalnum() or unjudged >= 2 * enough)
 
     async def _judge(self) -> None:

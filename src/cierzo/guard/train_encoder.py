@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cierzo import ops
 from cierzo.errors import CierzoError
 from cierzo.guard import data, further
 from cierzo.guard.encoder import Encoder
@@ -87,7 +88,7 @@ def base_weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 def _taken(file: Any) -> Iterator[tuple[str, Tensor]]:
     def joined(name: str, *parts: str) -> Iterator[tuple[str, Tensor]]:
-        for suffix, ours in (("weight", name), ("bias", f"{name}.bias")):
+        for suffix, ours in (("weight", name), ("bias", f"{name}_bias")):
             yield ours, torch.cat([file.get_tensor(f"{part}.{suffix}") for part in parts])
 
     def norm(name: str, part: str) -> tuple[str, Tensor]:
@@ -142,7 +143,7 @@ class Texts:
                 for of_set in (name, _SHARED):
                     if (head := heads.get((of_set, kind))) is not None and (name, kind) in heads:
                         labels[row, head] = value
-        ids = encoder.encode([text for _, text, _ in rows], _LONGEST)
+        ids = [encoder.encode(text, _LONGEST) for _, text, _ in rows]
         return cls(ids, labels, {name: len(texts) for name, texts in sets.items()})
 
     def batches(self, order: random.Random) -> list[list[int]]:
@@ -177,7 +178,13 @@ def _heads(sets: dict[str, list[tuple[str, Labels]]]) -> Iterator[tuple[str, str
 
 
 def tuned(folder: Path, base: Path, report: Report) -> tuple[Encoder, dict[str, str]]:
-    """The encoder, and what is to be told about it. On two cores it takes about twenty minutes."""
+    """The encoder, and what is to be told about it. On two cores it takes about twenty minutes.
+
+    Raises:
+        CierzoError: the files are not there, or there are no native kernels, which its own file needs.
+    """
+    if ops.machine().kernels is None:
+        raise CierzoError("an encoder's file is packed by the native kernels: install Cierzo with a C++ compiler")
     torch.manual_seed(0)
     weights, vocabulary = base_weights(base)
     encoder = Encoder(weights, vocabulary, dropout=_DROPOUT)

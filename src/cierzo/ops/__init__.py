@@ -8,6 +8,7 @@ from cierzo.ops.context import AttentionContext, BlockTable, KeyValues, PackedCo
 from cierzo.ops.kept import CACHE_TYPES, head_width
 from cierzo.ops.machine import Machine, machine
 from cierzo.ops.memory import free_memory
+from cierzo.ops.native import EncoderLayers, EncoderWeights
 from cierzo.ops.packed import (
     GGML_GRIDS,
     Format,
@@ -44,6 +45,8 @@ __all__ = [
     "AttentionContext",
     "BlockTable",
     "Draw",
+    "EncoderLayers",
+    "EncoderWeights",
     "Expert",
     "Format",
     "KeyValues",

@@ -114,6 +114,48 @@ def run_layers(
     return x
 
 
+class EncoderWeights(NamedTuple):
+    """A layer of an encoder: packed matrices [outputs, inputs] with their biases, norms [2, D] of weight and bias."""
+
+    qkv: PackedMatrix
+    qkv_bias: Tensor
+    out: PackedMatrix
+    out_bias: Tensor
+    up: PackedMatrix
+    up_bias: Tensor
+    down: PackedMatrix
+    down_bias: Tensor
+    attention_norm: Tensor
+    ffn_norm: Tensor
+
+
+class EncoderLayers:
+    """Layers that see the whole text, each with norms behind its sums and GELU (arXiv:1810.04805), in one call.
+
+    The weights must not be replaced while this is in use.
+    """
+
+    def __init__(self, layers: Sequence[EncoderWeights], *, n_heads: int, eps: float) -> None:
+        self._layers = list(layers)
+        self._handle = _kernels().Encoder(n_heads, eps)
+        for layer in layers:
+            dim, hidden = layer.qkv.shape[1], layer.up.shape[0]
+            self._handle.add(
+                _handle(layer.qkv), _address(layer.qkv_bias, 3 * dim),
+                _handle(layer.out), _address(layer.out_bias, dim),
+                _handle(layer.up), _address(layer.up_bias, hidden),
+                _handle(layer.down), _address(layer.down_bias, dim),
+                _address(layer.attention_norm, 2, dim), _address(layer.ffn_norm, 2, dim),
+            )  # fmt: skip
+
+    def means(self, x: Tensor) -> Tensor:
+        """The mean over the text of each layer's result, [layers, D]; x [T, D] is changed in place."""
+        n, dim = len(x), self._layers[0].qkv.shape[1]
+        means = torch.empty(len(self._layers), dim)
+        self._handle.run(_address(x, n, dim), n, means.data_ptr())
+        return means
+
+
 def embed(tokens: Tensor, weight: Weight) -> Tensor:
     out = torch.empty(len(tokens), weight.shape[1])
     tokens = _ids(tokens)
