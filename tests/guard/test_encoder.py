@@ -104,9 +104,10 @@ def test_its_file_keeps_it_in_4_bits(checkpoint: Path, tmp_path: Path, monkeypat
 def test_what_is_no_encoder_is_told(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CierzoError, match="no encoder"):
         Encoder.load(tmp_path / "none")
-    save_file({"words": torch.zeros(2, 2)}, tmp_path / "other", {"shapes": "{}", "vocabulary": "a"})
-    with pytest.raises(CierzoError, match="no encoder"):
-        Encoder.load(tmp_path / "other")
+    for shapes in ("{}", "[]", '{"words": 2}', "{"):
+        save_file({"words": torch.zeros(2, 2)}, tmp_path / "other", {"shapes": shapes, "vocabulary": "a"})
+        with pytest.raises(CierzoError, match="no encoder"):
+            Encoder.load(tmp_path / "other")
     with pytest.raises(CierzoError, match="no MiniLM checkpoint"):
         base_weights(tmp_path)
     (tmp_path / "vocab.txt").write_text("a\n")

@@ -75,9 +75,8 @@ def train(
         classifier, about = trained(folder_of(data), texts, report, encoder or SHIPPED_ENCODER)
     classifier.save(out, about)
     print(f"{out}: {out.stat().st_size} bytes; {about['learnt_from']}")
-    print(
-        f"AUC, cross-validated: {about['cross_validated_auc']}; by words alone {about['cross_validated_auc_by_words']}"
-    )
+    print(f"AUC, cross-validated: {about['cross_validated_auc']}")
+    print(f"by words alone: {about['cross_validated_auc_by_words']}")
     print(f"scores that these parts of the harmless texts reach, left out: {about['reached_by_harmless']}")
 
 

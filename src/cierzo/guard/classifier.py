@@ -225,21 +225,16 @@ class Classifier:
         Categories of which nothing was learnt have 0.
 
         Args:
-            reads: the score of `ANY` by the words alone from which the encoder reads a part too; `NEVER` it does.
+            reads: the score of `ANY` by the words alone from which the encoder reads a part too.
         """
-        found = dict.fromkeys((*CATEGORIES, ANY), 0.0)
         parts = [(part, self._by_words(part)) for part in views(text)]
-        scored = [(self._probabilities(logits), part, logits) for part, logits in parts]
-        doubtful = [each for each in scored if self.heads is not None and each[0][ANY] >= reads]
-        if len(doubtful) > _MOST_READ:
-            doubtful = sorted(doubtful, key=lambda each: -each[0][ANY])[:_MOST_READ]
-        for scores, part, logits in doubtful:
-            assert self.heads is not None
-            scores.update(self._probabilities(self.heads.logits(part, logits)))
-        for scores, _, _ in scored:
-            for name, value in scores.items():
-                found[name] = max(found[name], value)
-        return found
+        scored = [self._probabilities(logits) for _, logits in parts]
+        if self.heads is not None:
+            doubtful = [number for number, scores in enumerate(scored) if scores[ANY] >= reads]
+            for number in sorted(doubtful, key=lambda number: -scored[number][ANY])[:_MOST_READ]:
+                scored[number] = self._probabilities(self.heads.logits(*parts[number]))
+        names = (*CATEGORIES, ANY)
+        return {name: max((scores.get(name, 0.0) for scores in scored), default=0.0) for name in names}
 
     def _by_words(self, part: str) -> Floats:
         """Logits of a normalised span, [C]."""

@@ -124,7 +124,7 @@ class Encoder:
                 ]
                 encoder._packed = ops.EncoderLayers(layers, n_heads=HEADS, eps=_EPS)
             return encoder
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, AttributeError, TypeError) as error:
             raise CierzoError(f"{path} is no encoder: {error}; `cierzo moderate train-encoder` makes one") from None
 
     def save(self, path: Path, about: Mapping[str, str]) -> None:

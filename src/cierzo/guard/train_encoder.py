@@ -26,7 +26,6 @@ from cierzo.weights.catalogue import IndexFile
 from cierzo.weights.index import fetch_from_index
 from cierzo.weights.store import cierzo_home, locked
 
-BASE = "all-MiniLM-L6-v2 (Apache-2.0)"
 _EPOCHS = 2
 _LONGEST = 128  # tokens of a text
 _TOKENS, _TEXTS = 2048, 96  # of a batch, at most
@@ -216,7 +215,7 @@ def tuned(folder: Path, base: Path, report: Report) -> tuple[Encoder, dict[str, 
     sources = {each.name: f"{each.repository} ({each.licence})" for each in further.SETS}
     sources["davidson"] = "t-davidson/hate-speech-and-offensive-language (MIT)"
     told = "; ".join(f"{sources[name]}: {number}" for name, number in texts.sources.items())
-    return Encoder(encoder.weights, vocabulary), {"learnt_from": f"{BASE}; {told}", "loss": f"{recent:.4f}"}
+    return Encoder(encoder.weights, vocabulary), {"learnt_from": f"{base.name}; {told}", "loss": f"{recent:.4f}"}
 
 
 def _loss(
