@@ -68,4 +68,4 @@ def test_the_default_model_reads_answers(default_gguf: Path) -> None:
     assert np.isfinite(one).all()
     assert not np.allclose(one, other)
     norms = np.sqrt((one**2).mean(-1))
-    assert ((norms > 0.2) & (norms <= 1.001)).all()  # means of vectors of length 1
+    assert ((norms > 0.2) & (norms <= 2)).all()  # differences of two means of vectors of length 1

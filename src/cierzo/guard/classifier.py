@@ -116,7 +116,10 @@ class Heads:
         from cierzo.guard.encoder import Encoder
 
         if digest_of(self.file) != self.digest:
-            raise CierzoError(f"{self.file} is not the encoder that the classifier was trained with: train it again")
+            raise CierzoError(
+                f"{self.file} is not the encoder that the classifier was trained with: put that one beside the "
+                f"classifier, as {SHIPPED_ENCODER.name}, or train it again"
+            )
         return Encoder.load(self.file)
 
     def logits(self, part: str, by_words: Floats) -> Floats:

@@ -139,9 +139,8 @@ class Texts:
         labels = torch.full((len(rows), len(heads)), -1.0)
         for row, (name, _, said) in enumerate(rows):
             for kind, value in said.items():
-                for of_set in (name, _SHARED):
-                    if (head := heads.get((of_set, kind))) is not None and (name, kind) in heads:
-                        labels[row, head] = value
+                if (name, kind) in heads:
+                    labels[row, [heads[name, kind], heads[_SHARED, kind]]] = value
         ids = [encoder.encode(text, _LONGEST) for _, text, _ in rows]
         return cls(ids, labels, {name: len(texts) for name, texts in sets.items()})
 
