@@ -11,6 +11,7 @@
 #include <cstring>
 #include <vector>
 
+#include "buffer.h"
 #include "isa.h"
 
 using namespace cierzo;
@@ -27,10 +28,11 @@ int main(int count, char** words) {
             const uint8_t* panels = memory.data() + 64 - reinterpret_cast<uintptr_t>(memory.data()) % 64;
             for (const size_t n : {1, 2, 4, 8, 16, 256}) {
                 const size_t spans = (inputs + span_of(format) - 1) / span_of(format);
-                std::vector<int8_t> values(n * inputs + kRowTile * kTile, 3);
-                std::vector<float> scales(n * spans, 0.01f), offsets(n * inputs / kGroup, 0.96f), out(2 * n * kPanel);
-                std::vector<int32_t> sums(n * inputs / kGroup, 96), totals(n * spans, 576);
-                const Activations rows{values.data(), scales.data(), sums.data(), totals.data(), offsets.data(),
+                Buffer<int8_t> values(n * inputs + kRowTile * kTile, 3);
+                Buffer<float> scales(n * spans, 0.01f), offsets(n * inputs / kGroup, 0.96f), out(2 * n * kPanel);
+                Buffer<float> span_scales = scales;
+                Buffer<int32_t> sums(n * inputs / kGroup, 96), totals(n * spans, 576);
+                const Activations rows{values.data(), scales.data(), sums.data(), totals.data(), offsets.data(), span_scales.data(),
                                        n, inputs, inputs / kGroup, spans};
                 const size_t done = std::min(n_panels, std::max<size_t>(2, 2 * n_panels / (n * 2)));
                 double best = 1e9;

@@ -26,7 +26,7 @@ void attend_all(const float* qkv, size_t n_rows, size_t n_heads, size_t head_dim
     const size_t dim = n_heads * head_dim, padded = padded_to(n_rows, kMostTogether), width = padded_to(head_dim, 16);
     const size_t floats = attention_scratch(int(n_rows), 1, int(head_dim)), of_part = AttentionPart::floats(n_rows, width);
     const size_t of_queries = n_rows * head_dim, of_keys = padded * head_dim;
-    static thread_local std::vector<float> memory;
+    static thread_local Buffer<float> memory;
     float *q = room(memory, 2 * (of_queries + of_keys + of_part) + floats), *mixed = q + of_queries;
     float *keys = mixed + of_queries, *values = keys + of_keys, *scratch = values + of_keys;
     const AttentionPart all(scratch + floats, n_rows, width), next(scratch + floats + of_part, n_rows, width);
@@ -61,7 +61,7 @@ void norm_rows(float* x, size_t n_rows, size_t dim, const float* weight_and_bias
 void encode(float* x, size_t n_rows, const std::vector<EncoderLayer>& layers, size_t n_heads, float eps, float* means) {
     const Alone only_this_thread;
     const size_t dim = layers[0].qkv->inputs, hidden = layers[0].up->outputs;
-    std::vector<float> memory(n_rows * (4 * dim + std::max(hidden, dim)));
+    Buffer<float> memory(n_rows * (4 * dim + std::max(hidden, dim)));
     float *qkv = memory.data(), *mixed = qkv + 3 * n_rows * dim, *wide = mixed + n_rows * dim;
     for (const EncoderLayer& l : layers) {
         biased(x, n_rows, *l.qkv, l.qkv_bias, nullptr, qkv);

@@ -85,8 +85,14 @@ struct Activations {
     const float* scales;    // [rows][spans]
     const int32_t* sums;    // [rows][groups]
     const int32_t* totals;  // [rows][spans]
-    const float* offsets;   // [rows][groups], scale x sum: what a minimum counts; where scales are of groups
+    // Where scales are of groups, [rows][groups]: scale x sum, what a minimum counts.
+    float* offsets;
+    // Where they are of spans: the scales again, those of `kTogether` rows together, [rows / kTogether][spans][kTogether], the
+    // last rows, if fewer, [spans][rows].
+    float* span_scales;
     size_t rows, inputs, groups, spans;  // inputs padded to whole tiles
+
+    static constexpr size_t kTogether = 32;
 
     size_t height(size_t row) const {
         const size_t left = rows - row / kRowTile * kRowTile;
@@ -96,6 +102,18 @@ struct Activations {
         return row / kRowTile * kRowTile * inputs + (tile * height(row) + row % kRowTile) * kTile;
     }
     const int8_t* at(size_t row, size_t tile) const { return values + offset(row, tile); }
+    size_t span_offset(size_t row, size_t span) const {
+        const size_t first = row / kTogether * kTogether, left = rows - first;
+        return first * spans + span * (left < kTogether ? left : kTogether) + row - first;
+    }
+    // What follows from a row's scales and sums.
+    void derive(size_t row) const {
+        const float* own = scales + row * spans;
+        if (spans == groups)
+            for (size_t i = row * groups; i < (row + 1) * groups; ++i) offsets[i] = scales[i] * static_cast<float>(sums[i]);
+        else
+            for (size_t span = 0; span < spans; ++span) span_scales[span_offset(row, span)] = own[span];
+    }
 };
 
 }  // namespace cierzo

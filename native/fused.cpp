@@ -36,9 +36,9 @@ void put_head(const T* x, T* group, bool keys, size_t lane, size_t together, siz
 // A row's heads x [T, n_heads x head_dim] into a side of the cache.
 void put_cached(const float* x, size_t row, void* side, bool keys, CacheType type, const Tables& tables, size_t n_heads,
                 size_t head_dim) {
-    static thread_local std::vector<uint16_t> halves;
-    static thread_local std::vector<int8_t> bytes;
-    static thread_local std::vector<int32_t> sums;
+    static thread_local Buffer<uint16_t> halves;
+    static thread_local Buffer<int8_t> bytes;
+    static thread_local Buffer<int32_t> sums;
     const size_t width = head_width(type, head_dim), together = tokens_together(tables.block_size);
     const size_t slot = size_t(tables.slots[row]), lane = slot % together;
     x += row * n_heads * head_dim;
@@ -134,7 +134,7 @@ void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_di
     const auto part_of = [&](const Item& item, float* memory) {
         return AttentionPart(memory, size_t(item.last - item.first) * (n_heads / n_kv_heads), width);
     };
-    static thread_local std::vector<float> own;
+    static thread_local Buffer<float> own;
     if (items.size() >= size_t(4 * Pool::get()->size())) {  // enough for every thread: each takes all chunks of an item
         spread(items.size(), [&](size_t i) {
             const Item& item = items[i];
@@ -158,7 +158,7 @@ void attend(const float* q, float* out, int n_heads, int n_kv_heads, int head_di
     for (size_t i = 0; i < items.size(); ++i)
         for (int64_t c = job_of(items[i]).first_chunk(items[i].first); c < job_of(items[i]).last_chunk(items[i].last); ++c)
             chunks.push_back({i, c});
-    std::vector<float> parts(chunks.size() * of_part);
+    Buffer<float> parts(chunks.size() * of_part);
     spread(chunks.size(), [&](size_t c) {
         const Item& item = items[chunks[c].item];
         kernels().attend(job_of(item), item.head, item.first, item.last, chunks[c].number, room(own, floats),
@@ -221,7 +221,7 @@ void unpack(const Matrix& w, const int64_t* rows, size_t n, float* out) {
         if (rows[i] < 0 || rows[i] >= int64_t(w.outputs))
             throw std::invalid_argument("row " + std::to_string(rows[i]) + " of a matrix of " + std::to_string(w.outputs));
     spread(n, [&](size_t i) {
-        static thread_local std::vector<float> row;
+        static thread_local Buffer<float> row;
         float* whole = room(row, w.tiles * kTile);
         kernels().unpack[int(w.format)](w.panel(rows[i] / kPanel), int(rows[i] % kPanel), w.tiles, whole);
         std::memcpy(out + i * w.inputs, whole, w.inputs * sizeof(float));

@@ -14,7 +14,8 @@
 
 namespace cierzo::CIERZO_TARGET {
 
-constexpr size_t kGroupChunk = 16;  // tiles of inputs, 16 KB of weights
+constexpr size_t kGroupChunk = 16;    // tiles of inputs, 16 KB of weights
+constexpr size_t kFewGroupRows = 24;  // below, vectors are faster
 
 // Lines of a tile as the B tiles of its two groups: 8 rows of 4 inputs x 16 outputs each.
 template <class F>
@@ -86,7 +87,7 @@ inline void tile_rows(const Product& p, const uint8_t* panel, const int8_t* weig
 
 template <class F>
 void multiply_group_tiles(const Product& p, float* out) {
-    if (p.n_rows < kFewRows) return multiply<F>(p, out);
+    if (p.n_rows < kFewGroupRows) return multiply<F>(p, out);
     static constexpr TileShapes shapes({16, 16, 16, 16, 16, 16, 8, 8}, {64, 64, 64, 64, 32, 32, 64, 64});
     shapes.configure();
     alignas(64) int8_t weights[kGroupChunk * 1024];

@@ -30,18 +30,21 @@ bool has_avx512() {
 #ifdef CIERZO_AMX
 // What stands against tiles, "" if nothing does.
 std::string against_amx() {
+    if (!has_avx512()) return "the processor has no AVX-512 VNNI";
+#ifndef CIERZO_EMULATED_TILES
     unsigned eax, ebx, ecx, edx, states, high;
     constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (tile | int8)) != (tile | int8))
         return "the processor has no AMX int8";
-    if (!has_avx512() || !__builtin_cpu_supports("avx512vbmi")) return "the processor has no AVX-512 VNNI and VBMI";
     asm volatile("xgetbv" : "=a"(states), "=d"(high) : "c"(0));
     constexpr unsigned tiles = 3u << 17;
     if ((states & tiles) != tiles) return "the operating system does not keep tiles";
     // Linux wants to be asked, once a process, before tiles are used (Documentation/x86/xstate.rst).
     constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
     static const long refused = syscall(SYS_arch_prctl, request, tile_data);
-    return refused ? "the operating system does not grant tiles to this process" : "";
+    if (refused) return "the operating system does not grant tiles to this process";
+#endif
+    return "";
 }
 #endif
 
@@ -61,13 +64,16 @@ std::vector<Candidate> candidates() {
     std::vector<Candidate> all;
 #ifdef CIERZO_X86
     __builtin_cpu_init();
-#ifdef CIERZO_AMX
+#if defined(CIERZO_AMX) && !defined(CIERZO_EMULATED_TILES)
     all.push_back({&kAmx, against_amx()});
 #endif
     all.push_back({&kAvx512, has_avx512() ? "" : "the processor has no AVX-512 VNNI"});
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     all.push_back({&kAvx2, avx2 ? "" : "the processor has no AVX2"});
+#endif
+#if defined(CIERZO_AMX) && defined(CIERZO_EMULATED_TILES)
+    all.push_back({&kAmx, against_amx()});  // when it is asked for
 #endif
 #ifdef CIERZO_NEON
     all.push_back({&kNeon, has_dot_products() ? "" : "the processor has no dot products of bytes (ARMv8.2)"});

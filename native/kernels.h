@@ -67,7 +67,7 @@ struct Product {
     const uint8_t* panels[2];
     int n_panels;
     const Activations& rows;
-    size_t first_row, n_rows;       // first_row a multiple of 16
+    size_t first_row, n_rows;       // first_row a multiple of 32
     size_t first_tile, last_tile;   // whole spans, but for the last
 };
 

@@ -9,38 +9,12 @@
 namespace cierzo::CIERZO_TARGET {
 
 constexpr size_t kManyRows = 12;  // below, unpacking takes longer than it spares
+constexpr size_t kChunkTiles = kSpanTiles > 4 ? kSpanTiles : 8 / kSpanTiles * kSpanTiles;
 
-// Memory that the next chunk takes, fetched in `turns` parts while this one is multiplied.
-class Ahead {
-public:
-    Ahead() = default;
-    Ahead(const uint8_t* from, size_t bytes, size_t turns)
-        : at_(from), end_(from + bytes), part_(padded_to((bytes + turns - 1) / turns, 64)) {}
-
-    void some() {
-        for (const uint8_t* stop = std::min(at_ + part_, end_); at_ < stop; at_ += 64) prefetch(at_);
-    }
-
-private:
-    const uint8_t *at_ = nullptr, *end_ = nullptr;
-    size_t part_ = 0;
+// Tiles of one or two panels, lines of one group after the other's: 4 inputs x 16 outputs.
+struct Chunk {
+    alignas(64) uint8_t tiles[kChunkTiles][2][1024];
 };
-
-template <int P>
-inline void unpack_chunk(const CodedPanel* panels, size_t first, size_t last, Chunk& chunk) {
-    for (size_t tile = first; tile < last; ++tile)
-        for (int i = 0; i < P; ++i) {
-            const uint8_t* lines = panels[i].lines + tile * 512;
-            const WholeSteps<128> low(panels[i].steps + tile * kPanel, 0), high(panels[i].steps + tile * kPanel, 1);
-            uint8_t* to = chunk.tiles[tile - first][i];
-#pragma GCC unroll 8
-            for (int l = 0; l < 8; ++l) {
-                const Bytes64 line = load_line(lines + l * 64);
-                _mm512_store_si512(to + l * 64, low.weights(codes_of(low_nibbles(line))));
-                _mm512_store_si512(to + 512 + l * 64, high.weights(codes_of(high_nibbles(line))));
-            }
-        }
-}
 
 // R rows over a chunk's tiles [first, last), into out[P].
 template <int P, int R>
@@ -85,17 +59,17 @@ inline void chunk_rows(const Activations& a, size_t row, const Chunk& chunk, con
 template <int P>
 inline void multiply_chunks(const Product& p, float* out) {
     const Activations& a = p.rows;
-    const size_t tiles = a.inputs / kTile, size = panel_bytes(Format::q4t, tiles);
+    const size_t tiles = a.inputs / kTile, further = next_pair(p, tiles);
     size_t passes = p.n_rows / 8;  // of a chunk: eights, then a four, a two, a one
     for (const size_t rest : {4, 2, 1}) passes += (p.n_rows & rest) != 0;
-    const size_t further = P == 2 && p.panels[1] == p.panels[0] + size ? 2 * size : size;  // neighbours come in pairs
     const CodedPanel panels[2] = {{p.panels[0], tiles}, {p.panels[P - 1], tiles}};
     Chunk chunk;
     for (size_t first = p.first_tile; first < p.last_tile; first += kChunkTiles) {
         const size_t last = std::min(first + kChunkTiles, p.last_tile);
-        unpack_chunk<P>(panels, first, last, chunk);
+        for (size_t tile = first; tile < last; ++tile)
+            for (int i = 0; i < P; ++i) unpack_tile<128>(panels[i], tile, chunk.tiles[tile - first][i]);
         const size_t turns = passes * (last - first);
-        Ahead ahead[P];
+        Ahead ahead[P];  // the next chunk, while this one is multiplied
         for (int i = 0; i < P; ++i)
             ahead[i] = last < tiles ? Ahead(panels[i].lines + last * 512, kChunkTiles * 512, turns)
                                     : Ahead(p.panels[i] + further, CodedPanel::header(tiles) + kChunkTiles * 512, turns);

@@ -19,21 +19,19 @@ Activations room_for(Workspace& w, size_t n_rows, const Matrix& m) {
     const size_t groups = padded / kGroup, spans = (padded + span - 1) / span;
     return {room(w.values, n_rows * padded + kRowTile * kTile), room(w.scales, n_rows * spans),
             room(w.sums, n_rows * groups), room(w.totals, n_rows * spans), room(w.offsets, n_rows * groups),
-            n_rows, padded, groups, spans};
+            room(w.span_scales, n_rows * spans), n_rows, padded, groups, spans};
 }
 
 Activations part_of(const Activations& a, size_t first, size_t n) {
     return {a.values + first * a.inputs, a.scales + first * a.spans, a.sums + first * a.groups, a.totals + first * a.spans,
-            a.offsets + first * a.groups, n, a.inputs, a.groups, a.spans};
+            a.offsets + first * a.groups, a.span_scales + first * a.spans, n, a.inputs, a.groups, a.spans};
 }
 
 void put_row(const Activations& a, size_t row, const float* x, const Matrix& m) {
     kernels().quantize(x, m.inputs, a.inputs, span_of(m.format), const_cast<int8_t*>(a.at(row, 0)), a.height(row) * kTile,
                        const_cast<float*>(a.scales) + row * a.spans, const_cast<int32_t*>(a.sums) + row * a.groups,
                        const_cast<int32_t*>(a.totals) + row * a.spans);
-    if (a.spans != a.groups) return;
-    float* offsets = const_cast<float*>(a.offsets);
-    for (size_t i = row * a.groups; i < (row + 1) * a.groups; ++i) offsets[i] = a.scales[i] * static_cast<float>(a.sums[i]);
+    a.derive(row);
 }
 
 Activations activations(Workspace& w, const float* x, size_t n_rows, const Matrix& m, const float* norm, float eps) {

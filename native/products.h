@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "buffer.h"
 #include "isa.h"
 #include "kernels.h"
 #include "matrix.h"
@@ -23,14 +24,14 @@ constexpr size_t kTogether = 8;  // pairs of panels that pass one part of the ac
 // `run_layers`.
 struct Workspace {
     std::mutex lock, layers_lock;
-    std::vector<float> normed, scales, offsets, projected, layers;
-    std::vector<int8_t> values;
-    std::vector<int32_t> sums, totals;
+    Buffer<float> normed, scales, offsets, span_scales, projected, layers;
+    Buffer<int8_t> values;
+    Buffer<int32_t> sums, totals;
 };
 Workspace& workspace();
 
 template <class T>
-T* room(std::vector<T>& buffer, size_t n) {
+T* room(Buffer<T>& buffer, size_t n) {
     if (buffer.size() < n) buffer.resize(n);
     return buffer.data();
 }
@@ -72,7 +73,7 @@ void multiply_block(const Activations& a, size_t row, size_t first, size_t last,
     const size_t part = padded_to((tiles + n_parts - 1) / n_parts, kSpanTiles);  // they begin where spans do
     const size_t together = n_parts == 1 ? 1 : kTogether;
     const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
-    static thread_local std::vector<float> results;
+    static thread_local Buffer<float> results;
     float* out = room(results, together * size);
     for (size_t from = first; from < last; from += together) {
         const size_t to = std::min(from + together, last);

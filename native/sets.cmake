@@ -20,7 +20,10 @@ function(cierzo_instruction_sets target folder)
   if(CMAKE_SYSTEM_NAME STREQUAL "Linux")  # others have no way to ask for tiles
     target_sources(${target} PRIVATE ${folder}/kernels_amx.cpp)
     target_compile_definitions(${target} PRIVATE CIERZO_AMX)
+    if(CIERZO_EMULATED_TILES)  # for tests, where the processor has no AMX
+      target_compile_definitions(${target} PRIVATE CIERZO_EMULATED_TILES)
+    endif()
     set_source_files_properties(${folder}/kernels_amx.cpp PROPERTIES COMPILE_OPTIONS
-                                "${avx512};-mavx512vbmi;-mamx-tile;-mamx-int8")
+                                "${avx512};-mamx-tile;-mamx-int8")
   endif()
 endfunction()

@@ -54,12 +54,12 @@ bool same(const std::string& what, size_t size, Run run) {
 
 struct Rows {  // what an operation makes of float rows
     std::vector<int8_t> values;
-    std::vector<float> scales, offsets;
+    std::vector<float> scales, offsets, span_scales;
     std::vector<int32_t> sums, totals;
     Activations view;
 
     Rows(const std::vector<float>& x, size_t n, size_t inputs, size_t span)
-        : view{nullptr, nullptr, nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
+        : view{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, n, padded_to(inputs, kTile), 0, 0} {
         view.groups = view.inputs / kGroup;
         view.spans = (view.inputs + span - 1) / span;
         values.resize(n * view.inputs + kRowTile * kTile);
@@ -67,13 +67,14 @@ struct Rows {  // what an operation makes of float rows
         sums.resize(n * view.groups);
         offsets.resize(sums.size());
         totals.resize(n * view.spans);
-        view = {values.data(), scales.data(), sums.data(), totals.data(), offsets.data(), n, view.inputs, view.groups, view.spans};
-        for (size_t row = 0; row < n; ++row)
+        span_scales.resize(n * view.spans);
+        view = {values.data(), scales.data(), sums.data(), totals.data(), offsets.data(), span_scales.data(), n, view.inputs, view.groups, view.spans};
+        for (size_t row = 0; row < n; ++row) {
             kPortable.quantize(x.data() + row * inputs, inputs, view.inputs, span, values.data() + view.offset(row, 0),
                                view.height(row) * kTile, scales.data() + row * view.spans, sums.data() + row * view.groups,
                                totals.data() + row * view.spans);
-        if (view.spans == view.groups)
-            for (size_t i = 0; i < offsets.size(); ++i) offsets[i] = scales[i] * static_cast<float>(sums[i]);
+            view.derive(row);
+        }
     }
 };
 

@@ -31,6 +31,14 @@ def test_every_instruction_set_gives_the_bits_of_plain_code(tmp_path: Path) -> N
     compare(build(tmp_path), "300")
 
 
+def test_tiles_give_the_bits_of_plain_code(tmp_path: Path) -> None:
+    """AMX's kernels, their tile registers in memory, so that a processor without AMX runs them too."""
+    compared = compare(build(tmp_path, "-DCIERZO_EMULATED_TILES=ON"), "100")
+    if "avx512: compared" not in compared:
+        pytest.skip("no AVX-512, which AMX's kernels need as well")
+    assert "amx: compared" in compared
+
+
 def test_neon_gives_the_bits_of_plain_code(tmp_path: Path) -> None:
     emulator = shutil.which("qemu-aarch64-static")
     if not emulator or not shutil.which("aarch64-linux-gnu-g++"):

@@ -1,5 +1,6 @@
 """A checkpoint into a `Transformer`, one tensor at a time."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -34,16 +35,22 @@ def load_model(
 ) -> Transformer:
     """The model at `path` (see `open_source`), ready to run and without gradients.
 
-    `dtype` None keeps what the matrices are stored in (float32 when quantised). With `packed`, the matrices of a
-    quantised checkpoint stay in few bits on the CPU, which needs the native kernels, and everything else becomes
-    float32. Weights that need no conversion stay mapped files, which the operating system reads when they are first
-    used; where `mapped` is false, a packed folder's matrices are copied into huge pages instead. Beyond the model
-    itself, loading takes the memory of one tensor. `progress` hears (parameters done, parameters in all). Raises
-    `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked at when it was written).
+    `dtype` None keeps what the matrices are stored in; quantised ones become float32, on a GPU bfloat16. With
+    `packed`, the matrices of a quantised checkpoint stay in few bits on the CPU, which needs the native kernels, and
+    everything else becomes float32. Weights that need no conversion stay mapped files, which the operating system
+    reads when they are first used; where `mapped` is false, a packed folder's matrices are copied into huge pages
+    instead. Beyond the model itself, loading takes the memory of one tensor. `progress` hears (parameters done,
+    parameters in all). Raises `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked
+    at when it was written) and where a GPU's memory is too small.
     """
     source = open_source(path, mapped=mapped)
-    packed = packed and source.quantized and torch.device(device).type == "cpu"
-    dtype = torch.float32 if packed else dtype or source.dtype
+    on_cpu = torch.device(device).type == "cpu"
+    packed = packed and source.quantized and on_cpu
+    if packed:
+        dtype = torch.float32
+    elif dtype is None:
+        # Rounding to bfloat16 is little beside that to few bits, and half the memory; the CPU's reference is exact.
+        dtype = torch.bfloat16 if source.quantized and not on_cpu else source.dtype
     check_counts(source)
     model = Transformer.without_weights(source.config)
     shapes = model_shapes(source.config, model)
@@ -56,7 +63,7 @@ def load_model(
                 weight = source.packed(name)
             else:
                 tensor = checked_finite(source, name)
-                weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+                weight = nn.Parameter(_moved(tensor, device, dtype, shapes), requires_grad=False)
             module, _, attribute = name.rpartition(".")
             owner = model.get_submodule(module)
             delattr(owner, attribute)  # a packed matrix is no parameter: PyTorch would refuse it in one's place
@@ -65,6 +72,20 @@ def load_model(
             if progress:
                 progress(done, total)
     return model.eval()
+
+
+def _moved(
+    tensor: Tensor, device: torch.device | str, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]
+) -> Tensor:
+    """The tensor there, in that type; one of those in `shapes`."""
+    try:
+        return tensor.to(device=device, dtype=dtype)
+    except torch.OutOfMemoryError:
+        needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+        raise WeightsError(
+            f"the weights take {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, which the memory of the "
+            "GPU has no room for: compute on the CPU (device cpu), where a quantised model stays small"
+        ) from None
 
 
 def model_shapes(config: ModelConfig, model: Transformer | None = None) -> dict[str, tuple[int, ...]]:
