@@ -241,27 +241,35 @@ struct Queries {
     int high(size_t i, int64_t at) const { return int(std::min<int64_t>(kKeyTile, position(i) + 1 - at)); }
 };
 
-// A tile for all queries, four at a time where those see the same keys; with kAhead, the next tile is fetched meanwhile.
+// A tile for all queries, four at a time where those see the same keys; with kAhead, the next tile is fetched while the first
+// of them pass.
 template <bool kAhead, class T>
 void attend_tile(const Queries& queries, int64_t at, const Tile<T>& tile, const Tile<T>& next, float* p) {
     const AttentionPart& part = queries.part;
     const size_t width = part.width;
     for (size_t i = 0; i < part.queries;) {
         const int low = queries.low(i, at), high = queries.high(i, at);
-        const auto together = [&](auto count) {
+        const auto pass = [&](auto count, auto fetching) {
             constexpr int kCount = decltype(count)::value;
+            constexpr bool kFetch = decltype(fetching)::value;
             if (low < high) {
                 float keep[kCount], *o = part.sums + i * width;
-                score<kCount, kAhead>(queries.q + i * width, width, tile, queries.job.head_dim, low / 16, (high + 15) / 16,
+                score<kCount, kFetch>(queries.q + i * width, width, tile, queries.job.head_dim, low / 16, (high + 15) / 16,
                                       next, p);
                 for (int n = 0; n < kCount; ++n)
                     weigh(p + n * kKeyTile, low, high, part.peaks[i + n], part.totals[i + n], keep[n]);
                 size_t c = 0;
                 for (; c + 16 * kWide <= width; c += 16 * kWide)
-                    mix<kCount, kWide, kAhead>(p, tile, c, width, low, high, next, keep, o);
-                for (; c < width; c += 16) mix<kCount, 1, kAhead>(p, tile, c, width, low, high, next, keep, o);
+                    mix<kCount, kWide, kFetch>(p, tile, c, width, low, high, next, keep, o);
+                for (; c < width; c += 16) mix<kCount, 1, kFetch>(p, tile, c, width, low, high, next, keep, o);
             }
             i += kCount;
+        };
+        const auto together = [&](auto count) {
+            if (kAhead && i == 0)
+                pass(count, std::true_type{});
+            else
+                pass(count, std::false_type{});
         };
         int alike = 1;
         while (alike < kQueries && i + alike < part.queries && queries.low(i + alike, at) == low &&

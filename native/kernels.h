@@ -85,6 +85,9 @@ struct Kernels {
     void (*multiply[kFormats])(const Product& product, float* out);
     // Row `output` of a panel, as float32 [inputs padded to tiles].
     void (*unpack[kFormats])(const uint8_t* panel, int output, size_t tiles, float* out);
+    // Results of a panel [n][16], `columns` of them, to rows of `out` that lie `width` apart, as those of `residual` (if not
+    // null) do, which are added.
+    void (*put_panel)(const float* results, size_t n, size_t columns, const float* residual, size_t width, float* out);
     // out = silu(gate) x up, n a multiple of 16.
     void (*swiglu)(const float* gate, const float* up, float* out, size_t n);
     void (*gelu)(float* x, size_t n);

@@ -69,11 +69,8 @@ void multiply(const Pair& pair, const Activations& a, size_t row, size_t n, size
 }
 
 void put(const float* results, size_t row, size_t n, size_t panel, size_t width, const float* residual, float* out) {
-    const size_t column = panel * kPanel, columns = std::min<size_t>(kPanel, width - column);
-    for (size_t r = 0; r < n; ++r) {
-        const size_t at = (row + r) * width + column;
-        for (size_t c = 0; c < columns; ++c) out[at + c] = results[r * kPanel + c] + (residual ? residual[at + c] : 0);
-    }
+    const size_t at = row * width + panel * kPanel, columns = std::min<size_t>(kPanel, width - panel * kPanel);
+    kernels().put_panel(results, n, columns, residual ? residual + at : nullptr, width, out + at);
 }
 
 }  // namespace cierzo

@@ -69,33 +69,63 @@ inline void layer_norm(float* x, const float* weight_and_bias, float eps, size_t
 constexpr float kSmallest = 1e-30f;  // below, a span is 0: 127 / peak would not be finite
 
 // A span with NaN or infinite numbers gets the scale NaN, so that whoever looks at the results sees it.
+//
+// Sixteen spans at a time: their divisions are vectors', and that all numbers are finite is asked once.
 inline void quantize(const float* x, size_t n, size_t padded, size_t span, int8_t* values, size_t stride, float* scales,
                      int32_t* sums, int32_t* totals) {
     const F32x16 minus = broadcast(-1.0f);
-    for (size_t start = 0; start < padded; start += span) {
-        const size_t end = std::min(start + span, padded);
-        const auto part = [&](size_t i) { return load_some(x + i, i < n ? n - i : 0); };
-        F32x16 top = broadcast(0), odd = broadcast(0);
-        for (size_t i = start; i < end; i += 16) {
-            const F32x16 v = part(i);
-            top = max(top, absolute(v));
-            odd = add(odd, fma(v, minus, v));  // x - x is 0, but NaN where x is not finite
+    const auto part = [&](size_t i) { return load_some(x + i, i < n ? n - i : 0); };
+    const auto oddness = [&](size_t i) { return fma(part(i), minus, part(i)); };  // x - x: 0, but NaN where x is not finite
+    const size_t spans = (padded + span - 1) / span;
+    for (size_t first = 0; first < spans; first += 16) {
+        const size_t count = std::min<size_t>(16, spans - first);
+        const auto start_of = [&](size_t s) { return std::min((first + s) * span, padded); };
+        float peaks[16] = {}, inverses[16];
+        bool finite[16];
+        std::fill(finite, finite + 16, true);
+        F32x16 odd = broadcast(0);
+        for (size_t s = 0; s < count; ++s) {
+            F32x16 top = broadcast(0);
+            for (size_t i = start_of(s); i < start_of(s + 1); i += 16) {
+                top = max(top, absolute(part(i)));
+                odd = add(odd, oddness(i));
+            }
+            peaks[s] = largest(top);
         }
-        const bool finite = sum(odd) == 0;
-        const float largest_value = largest(top), peak = finite && largest_value > kSmallest ? largest_value : 0;
-        const F32x16 inverse = broadcast(peak > 0 ? 127.0f / peak : 0);
-        for (size_t i = start; i < end; i += 16)
-            store_int8(values + i / kTile * stride + i % kTile, round_to_int(mul(finite ? part(i) : minus, inverse)));
-        scales[start / span] = finite ? peak / 127.0f : std::numeric_limits<float>::quiet_NaN();
-        int32_t total = 0;
-        for (size_t group = start; group < end; group += kGroup) {
-            const int8_t* of_group = values + group / kTile * stride + group % kTile;
-            int32_t sum = 0;
-            for (size_t i = 0; i < kGroup; ++i) sum += of_group[i];
-            sums[group / kGroup] = sum;
-            total += sum;
+        if (sum(odd) != 0)
+            for (size_t s = 0; s < count; ++s) {
+                F32x16 own = broadcast(0);
+                for (size_t i = start_of(s); i < start_of(s + 1); i += 16) own = add(own, oddness(i));
+                finite[s] = sum(own) == 0;
+                if (!finite[s]) peaks[s] = 0;
+            }
+        for (int s = 0; s < 16; ++s) {
+            peaks[s] = peaks[s] > kSmallest ? peaks[s] : 0;
+            const float inverse = 127.0f / (peaks[s] > 0 ? peaks[s] : 1);
+            inverses[s] = peaks[s] > 0 ? inverse : 0;
+            peaks[s] /= 127.0f;
         }
-        totals[start / span] = total;
+        for (size_t s = 0; s < count; ++s) {
+            const F32x16 inverse = broadcast(inverses[s]);
+            const auto rounded = [&](size_t i) { return round_to_int(mul(finite[s] ? part(i) : minus, inverse)); };
+            int32_t total = 0;
+            for (size_t i = start_of(s); i < start_of(s + 1); i += kGroup) {
+                const I32x16 a = rounded(i), b = rounded(i + 16);
+                int8_t* to = values + i / kTile * stride + i % kTile;
+                store_int8(to, a);
+                store_int8(to + 16, b);
+                total += sums[i / kGroup] = sum(add(a, b));
+            }
+            scales[first + s] = finite[s] ? peaks[s] : std::numeric_limits<float>::quiet_NaN();
+            totals[first + s] = total;
+        }
+    }
+}
+
+inline void put_panel(const float* results, size_t n, size_t columns, const float* residual, size_t width, float* out) {
+    for (size_t r = 0; r < n; ++r, results += kPanel, out += width) {
+        const F32x16 before = residual ? load_some(residual + r * width, columns) : broadcast(0);
+        store_some(out, add(load(results), before), columns);
     }
 }
 

@@ -22,6 +22,7 @@ constexpr Kernels table(const char* name, Multiply q4 = multiply<Q4>, Multiply q
             layer_norm,
             {q4, q4m, q8, q4t},
             {unpack<Q4>, unpack<Q4M>, unpack<Q8>, unpack_coded},
+            put_panel,
             swiglu,
             gelu,
             attend,

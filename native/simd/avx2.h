@@ -70,6 +70,13 @@ inline float largest(F32x16 a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+inline int32_t sum(I32x16 a) {
+    const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+    __m128i x = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+    return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 1)));
+}
+
 inline __m256 bf16_to_float(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
 inline F32x16 load_bf16(const uint16_t* p) {
     return {bf16_to_float(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),

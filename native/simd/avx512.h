@@ -53,6 +53,8 @@ inline float largest(F32x16 a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+inline int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+
 inline F32x16 load_bf16(const uint16_t* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};

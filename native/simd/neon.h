@@ -94,6 +94,8 @@ inline float reduce(F32x16 a, Two two) {
 inline float sum(F32x16 a) { return reduce(a, [](float32x4_t x, float32x4_t y) { return vaddq_f32(x, y); }); }
 inline float largest(F32x16 a) { return reduce(a, greater); }
 
+inline int32_t sum(I32x16 a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3]))); }
+
 inline F32x16 load_bf16(const uint16_t* p) {
     return each([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "../format.h"
@@ -98,6 +99,8 @@ inline float largest(F32x16 a) {
         for (int i = 0; i < step; ++i) a.lane[i] = a.lane[i] > a.lane[i + step] ? a.lane[i] : a.lane[i + step];
     return a.lane[0];
 }
+
+inline int32_t sum(I32x16 a) { return std::accumulate(a.lane, a.lane + 16, 0); }
 
 inline F32x16 load_bf16(const uint16_t* p) {
     return each([&](int i) {
