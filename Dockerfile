@@ -22,5 +22,5 @@ RUN useradd --system --create-home --home-dir /var/lib/cierzo cierzo
 USER cierzo
 VOLUME /var/lib/cierzo
 EXPOSE 8000
-HEALTHCHECK --start-period=120s CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health')"]
+HEALTHCHECK --start-period=120s CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=10)"]
 ENTRYPOINT ["cierzo", "serve", "--host", "0.0.0.0"]
