@@ -104,7 +104,8 @@ def step_until(engine: Engine, sequences: list[Sequence], lengths: list[int]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", nargs="?", choices=PRESETS, default="mistral-7b-v0.1")
+    dense = [name for name, config in PRESETS.items() if config.moe is None]  # of a mixture, not all is read
+    parser.add_argument("shape", nargs="?", choices=dense, default="mistral-7b-v0.1")
     parser.add_argument("--layers", type=int, help="fewer layers than the shape has")
     parser.add_argument("--prompt", type=int, default=4000)
     parser.add_argument("--decode", type=int, default=32)
@@ -112,9 +113,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     config = PRESETS[options.shape]
-    config = replace(config, n_layers=options.layers or config.n_layers)
+    if options.layers:
+        windows = config.sliding_window
+        windows = windows[: options.layers] if isinstance(windows, tuple) else windows
+        config = replace(config, n_layers=options.layers, sliding_window=windows)
     counts = [int(count) for count in options.counts.split(",")]
     bandwidth, product = limits()
+    torch.cuda.reset_peak_memory_stats()
     model = random_model(config)
     layers = sum(p.numel() for p in model.layers.parameters())
     read = 2 * (layers + config.dim * config.vocab_size)
@@ -125,7 +130,7 @@ def main() -> None:
 
     results: dict[str, Any] = {}
     with torch.inference_mode():
-        longest = max(options.prompt, SHORT) + options.decode + max(counts) + 2
+        longest = max(options.prompt, SHORT) + max(options.decode, 4) + max(counts) + 2
         cache = max(longest, max(counts) * (SHORT + options.decode + max(counts) + 2))
         engine = Engine(model, NoText(), max_seq_len=longest, cache_tokens=cache + 1000)
         together(engine, prompts(1, options.prompt), 4)  # libraries load their kernels

@@ -1,5 +1,5 @@
-// Memory of numbers that begins where a line of the caches does: vectors of 64 bytes in it never lie on two of them, which
-// tiles of matrix units and stores would pay for.
+// Memory of numbers that begins where a line of the caches does, so that vectors of 64 bytes, one after the other, lie on one
+// each: two would cost tiles of matrix units and stores time.
 #pragma once
 #include <cstddef>
 #include <new>

@@ -28,10 +28,15 @@ bool has_avx512() {
 #endif
 
 #ifdef CIERZO_AMX
+#ifdef CIERZO_EMULATED_TILES
+constexpr bool kEmulatedTiles = true;
+#else
+constexpr bool kEmulatedTiles = false;
+#endif
+
 // What stands against tiles, "" if nothing does.
-std::string against_amx() {
-    if (!has_avx512()) return "the processor has no AVX-512 VNNI";
-#ifndef CIERZO_EMULATED_TILES
+std::string against_tiles() {
+    if (kEmulatedTiles) return "";
     unsigned eax, ebx, ecx, edx, states, high;
     constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (tile | int8)) != (tile | int8))
@@ -42,9 +47,7 @@ std::string against_amx() {
     // Linux wants to be asked, once a process, before tiles are used (Documentation/x86/xstate.rst).
     constexpr long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
     static const long refused = syscall(SYS_arch_prctl, request, tile_data);
-    if (refused) return "the operating system does not grant tiles to this process";
-#endif
-    return "";
+    return refused ? "the operating system does not grant tiles to this process" : "";
 }
 #endif
 
@@ -64,16 +67,15 @@ std::vector<Candidate> candidates() {
     std::vector<Candidate> all;
 #ifdef CIERZO_X86
     __builtin_cpu_init();
-#if defined(CIERZO_AMX) && !defined(CIERZO_EMULATED_TILES)
-    all.push_back({&kAmx, against_amx()});
-#endif
-    all.push_back({&kAvx512, has_avx512() ? "" : "the processor has no AVX-512 VNNI"});
+    const std::string no_avx512 = has_avx512() ? "" : "the processor has no AVX-512 VNNI";
+    all.push_back({&kAvx512, no_avx512});
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     all.push_back({&kAvx2, avx2 ? "" : "the processor has no AVX2"});
+#ifdef CIERZO_AMX
+    const Candidate amx{&kAmx, no_avx512.empty() ? against_tiles() : no_avx512};
+    all.insert(kEmulatedTiles ? all.end() : all.begin(), amx);  // emulated ones only when they are asked for
 #endif
-#if defined(CIERZO_AMX) && defined(CIERZO_EMULATED_TILES)
-    all.push_back({&kAmx, against_amx()});  // when it is asked for
 #endif
 #ifdef CIERZO_NEON
     all.push_back({&kNeon, has_dot_products() ? "" : "the processor has no dot products of bytes (ARMv8.2)"});

@@ -4,7 +4,7 @@
 // share weights that are whole bytes: nothing but products is left between the ends of spans, two panels by eight rows of
 // them in registers.
 #pragma once
-#include "chunk.h"
+#include "whole.h"
 
 namespace cierzo::CIERZO_TARGET {
 

@@ -18,7 +18,8 @@ namespace cierzo {
 // Rows that panels are multiplied with at a time, and bytes of their activations: as much as stays in a core's second
 // cache while many panels pass.
 constexpr size_t kRowBlock = 256, kPartBytes = 1 << 20;
-constexpr size_t kTogether = 8;  // pairs of panels that pass one part of the activations after the other
+constexpr size_t kPairsInTurn = 8;  // pairs of panels that pass one part of the activations after the other
+static_assert(kRowBlock % Activations::kTogether == 0);
 
 // Memory that operations of one process reuse: `lock` is held for the length of an operation, `layers_lock` for that of
 // `run_layers`.
@@ -71,7 +72,7 @@ void multiply_block(const Activations& a, size_t row, size_t first, size_t last,
     const size_t tiles = a.inputs / kTile, block = std::min(a.rows, kRowBlock);
     const size_t n_parts = std::max<size_t>(1, (block * a.inputs + kPartBytes / 2) / kPartBytes);
     const size_t part = padded_to((tiles + n_parts - 1) / n_parts, kSpanTiles);  // they begin where spans do
-    const size_t together = n_parts == 1 ? 1 : kTogether;
+    const size_t together = n_parts == 1 ? 1 : kPairsInTurn;
     const size_t n = std::min(block, a.rows - row), size = 2 * n * kPanel;
     static thread_local Buffer<float> results;
     float* out = room(results, together * size);

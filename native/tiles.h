@@ -9,14 +9,13 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "chunk.h"
+#include "whole.h"
 #include "simd/tile_registers.h"
 
 namespace cierzo::CIERZO_TARGET {
 
 constexpr size_t kFewRows = 6;  // below, unpacking for tiles takes longer than multiplying by vectors
-constexpr size_t kRowPair = Activations::kTogether;
-static_assert(kRowPair == 2 * kRowTile);
+static_assert(Activations::kTogether == 2 * kRowTile);
 
 // Makes a span of two panels whole bytes, in even parts over so many turns.
 class Unpacking {
@@ -42,13 +41,14 @@ private:
 struct Summed {
     const int32_t* sums = nullptr;
     const float* scales = nullptr;  // of the rows' activations
-    size_t rows = 0;
+    size_t rows = 0;  // none: there is nothing to be done
     F32x16 weight_scales[2];
     float* out[2];
     bool first = false;  // there is nothing in `out` yet
 
     // Row tile `tile`.
     void scale(size_t tile) const {
+        if (rows <= tile * kRowTile) return;
         const F32x16 left = weight_scales[0], right = weight_scales[1];
         const __mmask16 before = first ? 0 : 0xFFFF;
         const int32_t* of_row = sums + tile * 2 * 256;
@@ -76,11 +76,9 @@ void multiply_row_tiles(const Product& p, float* out) {
     const size_t all = a.inputs / kTile, further = next_pair(p, all), passes = (p.n_rows + R * kRowTile - 1) / (R * kRowTile);
     const CodedPanel panels[2] = {{p.panels[0], all}, {p.panels[p.n_panels - 1], all}};
     alignas(64) Unpacking::Span weights[2];
-    alignas(64) int32_t sums[2][1024];
-    alignas(64) float nowhere[kRowPair * kPanel] = {};  // what a second panel has that is not there
-    Summed summed;               // of the rows before
-    int32_t* in_tiles = sums[1];  // where what the accumulators hold belongs
-    size_t pass = 0;
+    alignas(64) int32_t sums[1024];  // of the rows before: stored when these begin, scaled before they end
+    alignas(64) float nowhere[2 * kRowTile * kPanel] = {};  // what a second panel has that is not there
+    Summed summed;
     const auto end_of = [&](size_t tile) { return std::min(tile + kSpanTiles, p.last_tile); };
     const auto multiply_span = [&](size_t tile, size_t number) {
         const size_t end = end_of(tile), after = end_of(end), turns = passes * (end - tile), span = tile / kSpanTiles;
@@ -99,7 +97,7 @@ void multiply_row_tiles(const Product& p, float* out) {
                 const auto begin = [&](auto accumulator) {
                     constexpr int kNumber = decltype(accumulator)::value;
                     if (t > tile) return;
-                    store_tile<kNumber>(in_tiles + kNumber * 256);
+                    store_tile<kNumber>(sums + kNumber * 256);
                     zero_tile<kNumber>();
                 };
                 load_tile<6>(b[0]);
@@ -121,8 +119,7 @@ void multiply_row_tiles(const Product& p, float* out) {
                 }
             }
             for (size_t missed = std::min<size_t>(R, end - tile - 1); missed < R; ++missed) summed.scale(missed);
-            in_tiles = sums[pass++ % 2];
-            summed = {in_tiles,
+            summed = {sums,
                       a.span_scales + a.span_offset(at, span),
                       rows,
                       {load_f16(panels[0].scales + span * kPanel), load_f16(panels[1].scales + span * kPanel)},
@@ -132,11 +129,11 @@ void multiply_row_tiles(const Product& p, float* out) {
     };
     Unpacking(panels, p.first_tile, end_of(p.first_tile), weights[0], 1).some();
     for (size_t tile = p.first_tile, number = 0; tile < p.last_tile; tile += kSpanTiles, ++number) multiply_span(tile, number);
-    store_tile<0>(in_tiles);
-    store_tile<1>(in_tiles + 256);
+    store_tile<0>(sums);
+    store_tile<1>(sums + 256);
     if constexpr (R == 2) {
-        store_tile<2>(in_tiles + 512);
-        store_tile<3>(in_tiles + 768);
+        store_tile<2>(sums + 512);
+        store_tile<3>(sums + 768);
     }
     for (size_t tile = 0; tile < R; ++tile) summed.scale(tile);
     release_tiles();

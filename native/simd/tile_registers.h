@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 namespace cierzo::CIERZO_TARGET {
@@ -87,6 +88,9 @@ inline void store_tile(int32_t* to) {
 }
 template <int C, int A, int B>
 inline void add_product() {
+    const TileShapes& s = shapes_in_use;
+    const bool fits = s.rows[C] && s.rows[C] == s.rows[A] && s.row_bytes[A] == 4 * s.rows[B] && s.row_bytes[B] == s.row_bytes[C];
+    if (!fits) std::abort();  // as a processor ends the process
     for (int m = 0; m < shapes_in_use.rows[C]; ++m)
         for (int k = 0; k < shapes_in_use.row_bytes[A]; ++k)
             for (int n = 0; n < 16; ++n) {

@@ -27,7 +27,7 @@ class LoadOptions:
 
     Attributes:
         dtype: "float32", "bfloat16", or "auto" for that of the file: on the CPU a quantised file stays in few bits,
-            which native kernels compute with (without them, and elsewhere, it becomes float32).
+            which native kernels compute with (without them it becomes float32, and on a GPU bfloat16).
         device: as PyTorch names them, or "auto": CUDA where there is one.
         chat_template: see `cierzo.tokens.load_tokenizer`.
         max_seq_len: prompt and answer together, in tokens; the model's own limit when None.

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -106,12 +107,13 @@ bool products(Format format) {
     const size_t tiles = rows.view.inputs / kTile, unit = 8 * kSpanTiles;
     const size_t cut = tiles > unit && between(0, 1) ? unit : tiles;  // in two parts, or in one
     const int panels = between(1, 2);
+    const size_t row = n > 32 && between(0, 1) ? 32 * between(1, int(n - 1) / 32) : 0, taken = between(1, int(n - row));
     const std::vector<uint8_t> memory = random_panels(format, tiles);
-    const std::string what = "format " + std::to_string(int(format)) + ", " + std::to_string(n) + " rows of " +
+    const std::string what = "format " + std::to_string(int(format)) + ", " + std::to_string(taken) + " rows from " + std::to_string(row) + " on of " +
                              std::to_string(inputs) + ", " + std::to_string(panels) + " panels";
-    bool all = same<float>(what, panels * n * kPanel, [&](const Kernels& kernels, float* out) {
+    bool all = same<float>(what, panels * taken * kPanel, [&](const Kernels& kernels, float* out) {
         for (size_t first = 0; first < tiles; first += cut) {
-            const Product p{{memory.data(), memory.data() + panel_bytes(format, tiles)}, panels, rows.view, 0, n, first,
+            const Product p{{memory.data(), memory.data() + panel_bytes(format, tiles)}, panels, rows.view, row, taken, first,
                             std::min(first + cut, tiles)};
             kernels.multiply[int(format)](p, out);
         }
@@ -142,12 +144,22 @@ bool rows() {
     all &= same<uint16_t>("bfloat16 of " + std::to_string(n), n, [&](const Kernels& kernels, uint16_t* out) {
         kernels.to_bf16(x.data(), out, n);
     });
+    const size_t columns = between(1, kPanel), width = columns + between(0, 20), rows = between(1, 40);
+    const std::vector<float> results = floats(rows * kPanel), target = floats(rows * width);
+    for (const bool added : {false, true})
+        all &= same<float>("panel of " + std::to_string(columns), rows * width, [&](const Kernels& kernels, float* out) {
+            std::copy(target.begin(), target.end(), out);
+            kernels.put_panel(results.data(), rows, columns, added ? out : nullptr, width, out);
+        });
+    std::vector<float> odd = x;  // now and then with numbers that are none
+    for (int i = between(-2, 2); i > 0; --i)
+        odd[between(0, int(n) - 1)] = between(0, 1) ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
     for (const size_t span : {kGroup, kSpan}) {
         const std::string what = "int8 of " + std::to_string(n) + " by " + std::to_string(span);
         all &= same<float>(what, 2 * padded, [&](const Kernels& kernels, float* out) {
             std::vector<int8_t> values(3 * padded);
             std::vector<int32_t> sums(padded), totals(padded);
-            kernels.quantize(x.data(), n, padded, span, values.data(), 3 * kTile, out, sums.data(), totals.data());
+            kernels.quantize(odd.data(), n, padded, span, values.data(), 3 * kTile, out, sums.data(), totals.data());
             for (size_t i = 0; i < padded / kGroup; ++i) out[padded / 2 + i] = static_cast<float>(sums[i]);
             for (size_t i = 0; i * span < padded; ++i) out[padded / 4 + i] = static_cast<float>(totals[i]);
             for (size_t i = 0; i < padded; ++i) out[padded + i] = values[i / kTile * 3 * kTile + i % kTile];

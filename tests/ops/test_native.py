@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -157,10 +158,10 @@ def test_wrong_lengths_and_tables_are_refused() -> None:
 
 def test_numbers_that_are_none_stay_visible(isa: str) -> None:
     """NaN and infinities in a row's group reach every output of that row, and of no other."""
-    w = random_matrix(Format.Q4, 32, 128)
-    for bad in (torch.nan, torch.inf, -torch.inf):
-        for column in (0, 17, 40, 127):
-            x = torch.randn(5, 128)
+    for format, bad in product((Format.Q4, Format.Q4T), (torch.nan, torch.inf, -torch.inf)):
+        w = random_matrix(format, 32, 4000)
+        for column in (0, 17, 40, 600, 3999):
+            x = torch.randn(5, 4000)
             good = native.project_out(x, w, torch.zeros(5, 32))
             x[2, column] = bad
             got = native.project_out(x, w, torch.zeros(5, 32))

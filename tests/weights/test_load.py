@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,24 @@ def test_the_model_is_ready_to_run(tmp_path: Path) -> None:
     assert heard[-1] == (SMALL.n_params, SMALL.n_params)
     assert len(heard) == len(weights)
     assert heard == sorted(heard)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("Q8_0", torch.bfloat16), ("F32", torch.float32)])
+def test_few_bits_become_bfloat16_where_no_kernels_take_them(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    config = replace(SMALL, dim=32, hidden_dim=32, head_dim=16)
+    path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), GGMLQuantizationType[kind])
+    assert {p.dtype for p in load_model(path, packed=True, device="meta").parameters()} == {dtype}
+
+
+def test_a_gpu_that_is_too_small_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_consolidated(tmp_path, SMALL, random_weights(SMALL))
+
+    def full(self: torch.Tensor, **_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    with pytest.raises(WeightsError, match=r"take 0.0 GB as float32, which the memory of the GPU has no room"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -49,7 +49,8 @@ def load_model(
     if packed:
         dtype = torch.float32
     elif dtype is None:
-        # Rounding to bfloat16 is little beside that to few bits, and half the memory; the CPU's reference is exact.
+        # Half of float32's memory, and for matrices little beside the rounding to few bits; norms and routers are in
+        # bfloat16 in published checkpoints too.
         dtype = torch.bfloat16 if source.quantized and not on_cpu else source.dtype
     check_counts(source)
     model = Transformer.without_weights(source.config)
@@ -84,7 +85,7 @@ def _moved(
         needed = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
         raise WeightsError(
             f"the weights take {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, which the memory of the "
-            "GPU has no room for: compute on the CPU (device cpu), where a quantised model stays small"
+            "GPU has no room for: take a smaller model, or compute on the CPU (device cpu)"
         ) from None
 
 
