@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -112,6 +113,8 @@ def main() -> None:
     parser.add_argument("--counts", default="1,16,64", help="texts at once")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("error: PyTorch finds no CUDA GPU here")
     config = PRESETS[options.shape]
     if options.layers:
         windows = config.sliding_window

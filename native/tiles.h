@@ -4,7 +4,7 @@
 // inputs at a time, which stays in the first cache while all rows pass; the next span is unpacked, and the sums of the rows
 // before are scaled, by the vector units between the tile products of these. An accumulator is stored just before its next
 // product: by then the products after its last have hidden how long that takes. Activations are loaded with a hint that keeps
-// them out of the first cache, which is the span's (plain loads cost a quarter of the speed).
+// them out of the first cache, which is the span's (plain loads cost a tenth to a quarter of the speed).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -23,16 +23,16 @@ public:
     using Span = uint8_t[kSpanTiles][2][1024];
 
     Unpacking(const CodedPanel (&panels)[2], size_t first, size_t last, Span& to, size_t turns)
-        : panels_(panels), first_(first), halves_(2 * (last - first)), turns_(turns), to_(to) {}
+        : panels_(panels), first_(first), units_(2 * (last - first)), turns_(turns), to_(to) {}
 
     void some() {
-        for (due_ += halves_; due_ >= turns_; due_ -= turns_, ++done_)
+        for (due_ += units_; due_ >= turns_; due_ -= turns_, ++done_)
             unpack_tile<0>(panels_[done_ % 2], first_ + done_ / 2, to_[done_ / 2][done_ % 2]);
     }
 
 private:
     const CodedPanel (&panels_)[2];
-    const size_t first_, halves_, turns_;
+    const size_t first_, units_, turns_;  // a unit is a tile of one panel
     size_t due_ = 0, done_ = 0;
     Span& to_;
 };
@@ -41,7 +41,7 @@ private:
 struct Summed {
     const int32_t* sums = nullptr;
     const float* scales = nullptr;  // of the rows' activations
-    size_t rows = 0;  // none: there is nothing to be done
+    size_t rows = 0;
     F32x16 weight_scales[2];
     float* out[2];
     bool first = false;  // there is nothing in `out` yet
