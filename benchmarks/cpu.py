@@ -28,7 +28,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quant_shape_to_byte_shape
 
 from cierzo.errors import CierzoError
-from cierzo.weights.gguf import read_header
+from cierzo.weights.gguf_header import read_header
 from cierzo.weights.pull import resolve_model
 from cpu_report import Result, summary, table
 from first_answer import cpu_name

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from worker import Job, run
 
-from cierzo.weights.gguf import read_config, read_header
+from cierzo.weights.gguf import read_config
+from cierzo.weights.gguf_header import read_header
 
 MOST_PARAMETERS = 2_000_000_000
 LAYERS = 4

@@ -24,5 +24,9 @@ class EngineError(CierzoError):
     """A request that failed while it was computed, or an engine that cannot go on."""
 
 
+NOT_FINITE = "the model's scores are no numbers (NaN or infinite): its weights or the prompt drive it out of range"
+"""The reason that a request failed with when what the model computed for it is not finite. The engine goes on."""
+
+
 class QueueFullError(CierzoError):
     """Too many requests at once; the same request may be taken later."""

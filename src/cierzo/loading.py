@@ -26,8 +26,9 @@ class LoadOptions:
     """How to load a model and how much it may use.
 
     Attributes:
-        dtype: "float32", "bfloat16", or "auto" for that of the file: on the CPU a quantised file stays in few bits,
-            which native kernels compute with (without them it becomes float32, and on a GPU bfloat16).
+        dtype: "float32", "bfloat16", or "auto" for that of the file. On the CPU, "auto" keeps a quantised file in few
+            bits, which native kernels compute with (without them it becomes float32), and widens float16 to float32,
+            since activations may pass float16's range. On a GPU, "auto" makes bfloat16 of both.
         device: as PyTorch names them, or "auto": CUDA where there is one.
         chat_template: see `cierzo.tokens.load_tokenizer`.
         max_seq_len: prompt and answer together, in tokens; the model's own limit when None.

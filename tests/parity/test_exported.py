@@ -84,7 +84,7 @@ def test_sentencepiece_goes_there_and_back(tmp_path: Path) -> None:
 
     import mistral_common
 
-    from cierzo.weights.gguf import read_metadata
+    from cierzo.weights.gguf_header import read_metadata
     from support.checkpoints import random_weights, write_consolidated
     from support.models import tiny_config
 

@@ -81,7 +81,8 @@ def test_null_key_value_heads_are_all_heads(kind: str, tmp_path: Path) -> None:
     [
         ({}, 4096),
         ({"sliding_window": None}, None),
-        ({"use_sliding_window": False}, None),
+        ({"use_sliding_window": False}, 4096),
+        ({"use_sliding_window": None}, 4096),
         ({"use_sliding_window": True}, 4096),
         ({"layer_types": ["full_attention", "sliding_attention"] * 16}, (None, 4096) * 16),
         ({"layer_types": ["full_attention"] * 32, "sliding_window": None}, (None,) * 32),

@@ -19,11 +19,12 @@ def fit(
     from pathlib import Path
 
     from cierzo.weights.catalogue import catalogue
-    from cierzo.weights.fit import Formats, own_formats, preset, room
+    from cierzo.weights.fit import Formats, fit_unpacked, own_formats, preset, room
     from cierzo.weights.fit import fit as measure
     from cierzo.weights.inspect import attention_text, shape_text
+    from cierzo.weights.load import computing_dtype
     from cierzo.weights.pull import in_store, resolve_model
-    from cierzo.weights.source import open_source
+    from cierzo.weights.source import dtype_name, open_source
     from cierzo.weights.store import size_text
 
     entry = catalogue().find(model)
@@ -42,8 +43,11 @@ def fit(
     forms: dict[str, Formats] = {"q4t": "q4t", "q8": "q8"}
     if source is not None and source.quantized:
         forms = {"as it is": own_formats(source)}
-    for name, formats in forms.items():
-        found = measure(config, formats, context, memory)
+    fits = {name: measure(config, formats, context, memory) for name, formats in forms.items()}
+    if source is not None and not source.quantized:
+        dtype = computing_dtype(source)
+        fits[f"as it is, in {dtype_name(dtype)}"] = fit_unpacked(config, dtype, context)
+    for name, found in fits.items():
         total = found.weights + found.cache
         verdict = "fits" if total <= memory else "does not fit"
         rate = f", about {found.rate:.3g} tokens/s" if found.rate else ""

@@ -18,7 +18,7 @@ from cierzo.engine.scheduler import Scheduler
 from cierzo.engine.sequence import Sequence, Task
 from cierzo.engine.stream import TextStream
 from cierzo.engine.tools import ToolCallParser
-from cierzo.errors import CierzoError, EngineError
+from cierzo.errors import NOT_FINITE, CierzoError, EngineError
 from cierzo.model import Transformer
 from cierzo.ops import Draw, PagedCache, PagedContext, sample
 from cierzo.tokens import Tokenizer
@@ -281,7 +281,7 @@ class Engine:
     def _extend(self, sequence: Sequence, scores: Tensor, token: int) -> None:
         """Add the token that was chosen by scores [1, V]."""
         if token < 0:
-            raise EngineError("the model's scores are no numbers: its weights or the prompt drive it out of range")
+            raise EngineError(NOT_FINITE)
         params = sequence.params
         logprob = None
         if params.logprobs is not None:
@@ -310,6 +310,8 @@ class Engine:
         else:
             summed = self.model.normed(hidden).double().sum(0)
             sequence.hidden_sum = summed if sequence.hidden_sum is None else sequence.hidden_sum + summed
+        if not torch.isfinite(sequence.hidden_sum).all():
+            raise EngineError(NOT_FINITE)
         if not sequence.uncomputed:
             sequence.end("length")
 

@@ -1,5 +1,6 @@
 """What is done to the scores of the next token before one is drawn, and what is told of it."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +9,16 @@ import torch
 from torch import Tensor
 
 from cierzo.engine.request import SamplingParams, TokenLogprob
+from cierzo.errors import NOT_FINITE, EngineError
 from cierzo.ops import Draw
 
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, others: Sequence[int] = ()) -> list[TokenLogprob]:
-    """The model's own log-probabilities, from scores [n, V]: of each row's token, and of `others` or the `top` best."""
+    """The model's own log-probabilities, from scores [n, V]: of each row's token, and of `others` or the `top` best.
+
+    Raises:
+        EngineError: one of them is not finite. One score that is not makes all of its row so.
+    """
     logprobs = logits.log_softmax(-1)
     of_tokens = logprobs.gather(1, torch.tensor(tokens, dtype=torch.int64, device=logits.device).unsqueeze(1))
     if others:
@@ -21,7 +27,10 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int, others: Sequ
     else:
         values, ids = logprobs.topk(min(top, logprobs.shape[1])) if top else (logprobs[:, :0], logprobs[:, :0].long())
     best = [tuple(zip(*row, strict=True)) for row in zip(ids.tolist(), values.tolist(), strict=True)]
-    return [TokenLogprob(*three) for three in zip(tokens, of_tokens.flatten().tolist(), best, strict=True)]
+    found = [TokenLogprob(*three) for three in zip(tokens, of_tokens.flatten().tolist(), best, strict=True)]
+    if not all(math.isfinite(value) for one in found for value in (one.logprob, *(value for _, value in one.top))):
+        raise EngineError(NOT_FINITE)
+    return found
 
 
 def adjusted(logits: Tensor, params: SamplingParams, ids: Sequence[int], n_prompt: int) -> Tensor:

@@ -217,7 +217,7 @@ def sample(draws: Sequence[Draw]) -> list[int]:
 
 
 def _chosen(draw: Draw) -> int:
-    if not torch.isfinite(_allowed_scores(draw).max()):
+    if draw.scores.isnan().any() or not torch.isfinite(_allowed_scores(draw).max()):
         return -1
     if draw.temperature == 0:
         return int(_allowed_scores(draw).argmax())

@@ -1,6 +1,5 @@
 """The application: routes, errors, the gate, and the page."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from starlette.responses import Response
 from cierzo.errors import CierzoError
 from cierzo.models import ModelUnavailableError
 from cierzo.serve import chat, completions, embeddings, messages, moderations, page_api, system, tokens
-from cierzo.serve.errors import ApiError, api_error
+from cierzo.serve.errors import ApiError, api_error, log_failure
 from cierzo.serve.gate import Gate
-from cierzo.serve.logs import event
 from cierzo.serve.schemas.openai_answers import ErrorAnswer
 from cierzo.serve.state import State, caller_of
 from cierzo.version import __version__
@@ -56,8 +54,7 @@ async def _tell(request: Request, error: Exception) -> Response:
     caller.fields["error"] = told.code or told.message
     if isinstance(error, ModelUnavailableError):
         caller.fields["reason"] = str(error)  # a client is not told
-    if told.status == 500:
-        event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
+    log_failure(error, told, caller.request_id)
     headers = getattr(error, "headers", None) if isinstance(error, HTTPException) else None
     return told.response(request.url.path, caller.request_id, headers)
 

@@ -1,5 +1,6 @@
 """What goes wrong, told in the shape that the asking client expects."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from cierzo.errors import CierzoError, EngineError, QueueFullError
+from cierzo.errors import NOT_FINITE, CierzoError, EngineError, QueueFullError
 from cierzo.models import ModelUnavailableError, UnknownModelError
+from cierzo.serve.logs import event
 
 ANTHROPIC = "/v1/messages"
 """Paths that begin so speak Anthropic's language."""
@@ -16,6 +18,8 @@ ANTHROPIC = "/v1/messages"
 _LOAD_AGAIN = 10
 """Seconds after which a model that could not be loaded may be asked for again."""
 _FORM = "the answer's form "
+
+_OUT_OF_RANGE = "scores_not_finite"
 
 _OPENAI_TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
@@ -82,12 +86,20 @@ def api_error(error: BaseException, request_body: Any = None) -> ApiError:
     if isinstance(error, EngineError):
         if str(error).startswith(_FORM):  # found out only while it is followed
             return ApiError(400, str(error), code="form_too_complex")
+        if str(error) == NOT_FINITE:
+            return ApiError(500, NOT_FINITE, code=_OUT_OF_RANGE)
         return ApiError(500, "the engine failed; the server's log says more", code="engine_error")
     if isinstance(error, CierzoError):
         return ApiError(400, str(error))
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     return ApiError(500, "the server made a mistake; its log says more", code="internal_error")
+
+
+def log_failure(error: BaseException, told: ApiError, request_id: str) -> None:
+    """Log a fault of ours, of which the client is told only that there was one."""
+    if told.status == 500 and told.code != _OUT_OF_RANGE:
+        event("failure", level=logging.ERROR, raised=error, id=request_id)
 
 
 def _invalid(error: RequestValidationError, request_body: Any) -> ApiError:

@@ -12,7 +12,7 @@ from uuid import uuid4
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cierzo.serve.auth import Key, find
-from cierzo.serve.errors import ANTHROPIC, ApiError, api_error
+from cierzo.serve.errors import ANTHROPIC, ApiError, api_error, log_failure
 from cierzo.serve.logs import event
 from cierzo.serve.state import Caller, State
 
@@ -81,8 +81,7 @@ class Gate:
             status = status or 499
         except Exception as error:
             known = error if isinstance(error, ApiError) else api_error(error)
-            if known.status == 500:
-                event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
+            log_failure(error, known, caller.request_id)
             if status:
                 raise  # in the middle of an answer: the connection is closed
             self._state.refused[known.code or "refused"] += 1

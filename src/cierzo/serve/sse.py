@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -12,9 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from cierzo.serve.answers import watched
-from cierzo.serve.errors import ApiError, api_error
+from cierzo.serve.errors import ApiError, api_error, log_failure
 from cierzo.serve.gate import ClientGoneError
-from cierzo.serve.logs import event
 from cierzo.serve.state import caller_of
 
 _QUIET = 15.0
@@ -58,8 +56,7 @@ class EventStream(Response):
                 told = api_error(error)
                 caller = caller_of(self._request)
                 caller.fields["error"] = told.code
-                if told.status == 500:
-                    event("failure", level=logging.ERROR, raised=error, id=caller.request_id)
+                log_failure(error, told, caller.request_id)
                 await self._end(send, self._failed(told))
             else:
                 await self._end(send, b"")

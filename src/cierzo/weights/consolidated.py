@@ -42,7 +42,7 @@ def open_consolidated(folder: Path) -> MappedTensors:
         for name, tensor in (read_safetensors if file.suffix == ".safetensors" else read_pickle)(file).items():
             if name in tensors:
                 raise WeightsError(
-                    f"{file}: tensor {name!r} is in another shard too, so the matrices are split between shards "
+                    f"{file}: tensor {name!r} is in {files[name].name} too, so the matrices are split between shards "
                     "(Meta's tensor-parallel layout): take the model in the Hugging Face format"
                 )
             tensors[name], files[name] = tensor, file
@@ -59,6 +59,9 @@ def read_params(path: Path) -> ModelConfig:
     for key in _UNSUPPORTED:
         if values.get(key):
             raise WeightsError(f"{path}: {key!r} is not supported: this model cannot be run")
+    for key in ("causal", "is_causal"):
+        if values.get(key, True) is not True:
+            raise WeightsError(f"{path}: {key!r} {shown(values[key])} is not supported: attention here is causal")
     experts = _experts(path, values)
     if experts and "rope_theta" not in values:
         raise WeightsError(f"{path}: a mixture of experts without 'rope_theta': add it (Mixtral 8x7B: 1000000.0)")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cierzo.errors import CierzoError
 from cierzo.model import ModelConfig
-from cierzo.weights.huggingface import LAYER, MODEL, halves
+from cierzo.weights.huggingface import halves, stored_name
 from cierzo.weights.load import all_finite, check_counts, check_shapes, checked_finite, model_shapes
 from cierzo.weights.lora import Merged
 from cierzo.weights.packed import partial_model
@@ -29,8 +29,6 @@ Progress = Callable[[int, int], None]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _SHARD = 5_000_000_000  # bytes of a file, as other tools cut them
-_THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
-_LAYER = {ours: theirs for theirs, ours in LAYER.items() if theirs != "mlp.gate"}
 
 
 def open_complete(model: Path, lora: Path | None = None) -> tuple[WeightSource, dict[str, tuple[int, ...]]]:
@@ -64,7 +62,7 @@ def export_huggingface(
         placed: dict[str, str] = {}
         for number, names in enumerate(shards, 1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            stored = [(_stored_name(name), name) for name in names]
+            stored = [(stored_name(name), name) for name in names]
             _write_safetensors(
                 folder / file, [(theirs, shapes[ours]) for theirs, ours in stored], dtype,
                 (halves(source.config.head_dim, ours, report(checked_finite(source, ours))) for _, ours in stored),
@@ -82,8 +80,7 @@ def export_consolidated(
 ) -> None:  # fmt: skip
     """Write a folder in Mistral's own format; see `export_huggingface`."""
     source, shapes = open_complete(model, lora)
-    if source.config.window_dilation != 1:
-        raise CierzoError(f"{model}: params.json has no dilated windows: this model has no consolidated form")
+    _check_dilation(source, "consolidated")
     with partial_model(model, out) as folder:
         check_space(folder, dtype.itemsize * source.config.n_params, f"this form of {model.name}")
         tokenizer(folder)
@@ -129,26 +126,18 @@ def _shards(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Iterator[
     yield names
 
 
-def _stored_name(ours: str) -> str:
-    """The name that a parameter has in a Hugging Face checkpoint."""
-    if ours in _THEIRS:
-        return _THEIRS[ours]
-    layers, number, inner = ours.removesuffix(".weight").split(".", 2)
-    if inner.startswith("feed_forward.experts."):
-        return f"model.{layers}.{number}.block_sparse_moe.{inner.removeprefix('feed_forward.')}.weight"
-    return f"model.{layers}.{number}.{_LAYER[inner]}.weight"
-
-
 def _huggingface_config(source: WeightSource, dtype: torch.dtype) -> dict[str, Any]:
     """The `config.json`: every key is written, as those that are missing mean other things for other kinds."""
     config, windows = source.config, source.config.windows
-    if config.window_dilation != 1:
-        raise CierzoError(f"{source.path}: transformers has no dilated windows: this model has no Hugging Face form")
+    _check_dilation(source, "Hugging Face")
     sizes = {window.size for window in windows if window is not None}
-    if len(sizes) > 1 or (sizes and config.moe):
-        raise CierzoError(f"{source.path}: transformers has one window size, in models without experts: this has more")
     mixed = bool(sizes) and None in windows
-    kind = "mixtral" if config.moe else "ministral" if mixed else "mistral" if sizes else _kind(source)
+    if len(sizes) > 1 or (mixed and config.moe):
+        raise CierzoError(
+            f"{source.path}: its layers have several windows, and transformers has one window size (with experts, the "
+            "same window in every layer): this model has no Hugging Face form"
+        )
+    kind = "mixtral" if config.moe else "ministral" if mixed else "mistral" if sizes else _plain_kind(source)
     values: dict[str, Any] = {
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "model_type": kind,
@@ -162,7 +151,7 @@ def _huggingface_config(source: WeightSource, dtype: torch.dtype) -> dict[str, A
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": float(config.norm_eps),  # transformers refuses a whole number
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
@@ -181,12 +170,21 @@ def _huggingface_config(source: WeightSource, dtype: torch.dtype) -> dict[str, A
     return values
 
 
-def _kind(source: WeightSource) -> str:
-    """Mistral's own checkpoints stay that; models without a window from elsewhere are plain Llama."""
-    if (source.path / "params.json").is_file():
-        return "mistral"
+def _plain_kind(source: WeightSource) -> str:
+    """The model type of a dense model without a window: llama, unless the model is Mistral's or llama cannot have it.
+
+    In transformers, llama's width must be a multiple of its heads. Without any window, ministral cannot be run there,
+    so such a model is a mistral.
+    """
     given = source.path / "config.json"
-    return str(read_json(given).get("model_type", "llama")) if given.is_file() else "llama"
+    theirs = read_json(given).get("model_type") if given.is_file() else None
+    mistral = (source.path / "params.json").is_file() or theirs in ("mistral", "ministral")
+    return "mistral" if mistral or source.config.dim % source.config.n_heads else "llama"
+
+
+def _check_dilation(source: WeightSource, form: str) -> None:
+    if any(window.dilation != 1 for window in source.config.windows if window is not None):
+        raise CierzoError(f"{source.path}: its windows are dilated, and there is no {form} form of such a model")
 
 
 def _write_safetensors(

@@ -15,7 +15,7 @@ from cierzo.model import ModelConfig
 from cierzo.ops import Format, PackedMatrix, quantize
 from cierzo.ops.coded import GROUP, PANEL
 from cierzo.weights.export import Progress, finite, open_complete
-from cierzo.weights.gguf import EXPERT, LAYER, MODEL
+from cierzo.weights.gguf import stored_name
 from cierzo.weights.load import checked_finite, is_matrix
 from cierzo.weights.packed import EMBEDDINGS
 from cierzo.weights.source import WeightSource
@@ -28,9 +28,6 @@ KINDS = ("f16", "q8_0", "q4_0")
 _BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}
 _GRIDS = {"Q4": "Q4_0", "Q4M": "Q4_1", "Q8": "Q8_0"} | {name: name for name in _BLOCK_BYTES}
 """What packed folders and GGUF files call the formats whose grid a GGUF type has."""
-_THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
-_IN_LAYER = {ours: theirs for theirs, ours in LAYER.items()}
-_EXPERT = {ours: theirs for theirs, ours in EXPERT.items()}
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -130,14 +127,7 @@ def _plan(
 
     plan: dict[str, tuple[list[str], Kind]] = {}
     for ours, shape in shapes.items():
-        if ours in _THEIRS:
-            stored = _THEIRS[ours]
-        else:
-            _, layer, inner = ours.removesuffix(".weight").split(".", 2)
-            if inner.startswith("feed_forward.experts."):
-                stored = f"blk.{layer}.{_EXPERT[inner.rpartition('.')[2]]}_exps.weight"
-            else:
-                stored = f"blk.{layer}.{_IN_LAYER[inner]}.weight"
+        stored = stored_name(ours)
         if not is_matrix(ours, shape):
             found = Kind.F32
         elif kind == "f16" or shape[1] % GROUP:

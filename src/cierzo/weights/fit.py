@@ -42,10 +42,10 @@ class Fit:
 
     weights: int
     cache: int
-    """Keys and values of one sequence of the whole context, in 16 bits."""
+    """Keys and values of one sequence of the whole context, in 16 bits or the type of weights that are not packed."""
     rate: float | None
-    """Tokens a second of one stream at the end of the context; None where no kernel runs packed weights, and where they
-    do not fit."""
+    """Tokens a second of one stream at the end of the context; None where no kernel runs packed weights, where they do
+    not fit, and of weights that are not packed."""
 
 
 def preset(shape: str) -> ModelConfig:
@@ -86,14 +86,22 @@ def fit(config: ModelConfig, formats: Formats, context: int, memory: int) -> Fit
     return Fit(weights, cache, _rate(config, formats, context) if can else None)
 
 
-def cache_bytes(config: ModelConfig, context: int) -> int:
-    """Keys and values of a sequence, by the pool's bound: ceil(((W - 1) d + chunk) / block) + 1 blocks a group."""
+def fit_unpacked(config: ModelConfig, dtype: torch.dtype, context: int) -> Fit:
+    """A model of this shape with weights and cache in `dtype`. Its speed is not measured."""
+    return Fit(config.n_params * dtype.itemsize, cache_bytes(config, context, dtype.itemsize), None)
+
+
+def cache_bytes(config: ModelConfig, context: int, itemsize: int = 2) -> int:
+    """Keys and values of a sequence, by the pool's bound: ceil(((W - 1) d + chunk) / block) + 1 blocks a group.
+
+    `itemsize` is the bytes of a number.
+    """
     total = 0
     for window, layers in config.window_groups:
         blocks = -(-context // _BLOCK)
         if window is not None:
             blocks = min(blocks, -(-(window.reach - 1 + _CHUNK) // _BLOCK) + 1)
-        total += len(layers) * blocks * _BLOCK * config.n_kv_heads * config.head_dim * 2 * 2
+        total += len(layers) * blocks * _BLOCK * config.n_kv_heads * config.head_dim * 2 * itemsize
     return total
 
 

@@ -1,14 +1,12 @@
 """GGUF files of the llama architecture, which Mistral's and Mixtral's are too.
 
-The header is read here and not with `gguf.GGUFReader`, which makes several array objects of every string and needs
-seconds for a vocabulary; the quantised types are the library's. q and k are already in interleaved rotary order.
+The quantised types are read by the gguf library. q and k are already in interleaved rotary order.
 Specification: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import math
 import mmap
 import re
-import struct
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +18,22 @@ from torch import Tensor
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
 from cierzo.ops import GGML_GRIDS, Format, PackedMatrix, from_blocks, quantize
-from cierzo.weights.source import DEEPEST, LONGEST, common_dtype, make_config, shown, whole
-
-_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-_SCALARS = {
-    0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"
-}  # fmt: skip
-_STRING, _ARRAY = 8, 9
+from cierzo.weights.gguf_header import Header, StoredTensor, read_header
+from cierzo.weights.source import DEEPEST, LONGEST, PARAMETER, assign, common_dtype, make_config, shown, whole
 
 # Known here, as importing the library takes half a second: Q4_0, Q4_1, Q8_0 and Q4_K.
 _BLOCKS = {2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256, 144)}
-_MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 _FLOATS = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+
+_KEYS = {
+    "dim": "llama.embedding_length", "n_heads": "llama.attention.head_count",
+    "n_kv_heads": "llama.attention.head_count_kv", "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_theta": "llama.rope.freq_base", "sliding_window": "llama.attention.sliding_window",
+    "head_dim": "llama.attention.key_length", "num_experts_per_tok": "llama.expert_used_count",
+    "num_experts": "llama.expert_count",
+}  # fmt: skip
+"""What a GGUF file calls values that `ModelConfig` checks under other names."""
 
 MODEL = {
     "token_embd.weight": "tok_embeddings.weight",
@@ -52,128 +53,12 @@ LAYER = {
     "ffn_gate_inp": "feed_forward.gate",
 }
 EXPERT = {"ffn_gate": "w1", "ffn_down": "w2", "ffn_up": "w3"}
+_THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
+_THEIRS_IN_LAYER = {ours: theirs for theirs, ours in LAYER.items()}
+_THEIRS_OF_EXPERTS = {ours: theirs for theirs, ours in EXPERT.items()}
 _IN_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _ONE_EXPERT = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)\.(\d+)\.weight")
 _ALL_EXPERTS = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_down|ffn_up)_exps\.weight")
-
-
-class StoredTensor(NamedTuple):
-    """Where a tensor lies: `shape` outermost first, ggml's type number, and bytes from the start of the data."""
-
-    shape: tuple[int, ...]
-    kind: int
-    offset: int
-
-
-class Header(NamedTuple):
-    metadata: dict[str, Any]
-    tensors: dict[str, StoredTensor]
-    data: int  # where the tensors' data starts in the file
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The key-value part of a GGUF file as plain Python: numbers, booleans, strings and lists of them."""
-    return read_header(path).metadata
-
-
-def read_header(path: Path) -> Header:
-    """Everything in front of the weights. Raises `WeightsError` when the file is not a GGUF file, or ends inside."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _HeaderReader(path, data).header()
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (struct.error, ValueError) as error:  # beyond the end; mmap's ValueError: no bytes at all
-        raise WeightsError(f"{path}: the file ends inside its header: fetch it again") from error
-
-
-class _TooShortError(ValueError):
-    """The file ends before what its header declares."""
-
-
-class _HeaderReader:
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 0
-
-    def header(self) -> Header:
-        if self.data[:4] != b"GGUF":
-            raise WeightsError(f"{self.path}: not a GGUF file: it does not start with 'GGUF'")
-        self.at = 4
-        version = self.number(_U32)
-        if version not in (2, 3):
-            raise WeightsError(
-                f"{self.path}: GGUF version {version} (or byte order) is not supported: only 2 and 3 are"
-            )
-        n_tensors, n_values = self.number(_U64), self.number(_U64)
-        metadata: dict[str, Any] = {}
-        for _ in range(n_values):
-            key = self.strings(1, "a key")[0]
-            if key in metadata:
-                raise WeightsError(f"{self.path}: {shown(key)} is there twice: fetch the file again")
-            metadata[key] = self.value(self.number(_U32), key)
-        alignment = whole(self.path, {"general.alignment": 32} | metadata, "general.alignment")
-        if alignment % 8:
-            raise WeightsError(f"{self.path}: 'general.alignment' is {alignment}, not a multiple of 8")
-        tensors: dict[str, StoredTensor] = {}
-        for _ in range(n_tensors):
-            name = self.strings(1, "a tensor's name")[0]
-            if name in tensors:
-                raise WeightsError(f"{self.path}: tensor {name!r} is there twice: fetch the file again")
-            tensors[name] = self.tensor(name, alignment)
-        return Header(metadata, tensors, -(-self.at // alignment) * alignment)
-
-    def tensor(self, name: str, alignment: int) -> StoredTensor:
-        n_dims = self.number(_U32)
-        if not 1 <= n_dims <= _MOST_DIMENSIONS:
-            raise WeightsError(f"{self.path}: tensor {name!r} has {n_dims} dimensions, not 1 to {_MOST_DIMENSIONS}")
-        shape = tuple(reversed([self.number(_U64) for _ in range(n_dims)]))
-        if 0 in shape:
-            raise WeightsError(f"{self.path}: tensor {name!r} is {list(shape)}, which is empty: fetch the file again")
-        kind, offset = self.number(_U32), self.number(_U64)
-        if offset % alignment:
-            raise WeightsError(
-                f"{self.path}: tensor {name!r} is at {offset}, which general.alignment {alignment} does not divide: "
-                "fetch the file again"
-            )
-        return StoredTensor(shape, kind, offset)
-
-    def number(self, kind: struct.Struct) -> int:
-        (value,) = kind.unpack_from(self.data, self.at)
-        self.at += kind.size
-        return int(value)
-
-    def strings(self, count: int, what: str) -> list[str]:
-        values, data, at, end, size_at = [], self.data, self.at, len(self.data), _U64.unpack_from
-        try:
-            for _ in range(count):
-                start = at + 8
-                at = start + size_at(data, at)[0]
-                if at > end:
-                    raise _TooShortError
-                values.append(data[start:at].decode())
-        except UnicodeDecodeError:
-            raise WeightsError(f"{self.path}: {shown(what)} holds text that is not UTF-8: fetch it again") from None
-        self.at = at
-        return values
-
-    def value(self, kind: int, key: str) -> Any:
-        if kind == _STRING:
-            return self.strings(1, key)[0]
-        if kind == _ARRAY:
-            kind, count = self.number(_U32), self.number(_U64)
-            return self.strings(count, key) if kind == _STRING else self.numbers(kind, count, key)
-        return self.numbers(kind, 1, key)[0]
-
-    def numbers(self, kind: int, count: int, key: str) -> list[Any]:
-        if kind not in _SCALARS:
-            raise WeightsError(f"{self.path}: {shown(key)} has the unknown type {kind}: fetch the file again")
-        dtype = np.dtype(_SCALARS[kind])
-        end = self.at + count * dtype.itemsize
-        if end > len(self.data):
-            raise _TooShortError
-        values: list[Any] = np.frombuffer(self.data[self.at : end], dtype).tolist()
-        self.at = end
-        return values
 
 
 class _Place(NamedTuple):
@@ -192,11 +77,12 @@ class GgufFile:
         self.config = read_config(path, self._header)
         self._check_places()
         n_experts = self.config.moe.num_experts if self.config.moe else 0
-        self._places = {
-            ours: place
-            for name, tensor in self._header.tensors.items()
-            for ours, place in _places(name, tensor, n_experts)
-        }
+        self._places: dict[str, _Place] = {}
+        stored_as: dict[str, str] = {}
+        for name, tensor in self._header.tensors.items():
+            for ours, place in _places(path, name, tensor, n_experts):
+                assign(stored_as, ours, name, path)
+                self._places[ours] = place
         self.shapes = {
             ours: self._header.tensors[stored].shape[0 if expert is None else 1 :]
             for ours, (stored, expert) in self._places.items()
@@ -307,10 +193,14 @@ def _block(kind: int) -> tuple[int, int] | None:
     return block, size
 
 
-def _places(name: str, tensor: StoredTensor, n_experts: int) -> list[tuple[str, _Place]]:
+def _places(path: Path, name: str, tensor: StoredTensor, n_experts: int) -> list[tuple[str, _Place]]:
     """The parameters, by Mistral's names, that one stored tensor holds.
 
-    Experts are together, [experts, outputs, inputs], or in older files apart.
+    Experts are together, [experts, outputs, inputs], or in older files apart. A tensor that has no place in the model
+    keeps its name.
+
+    Raises:
+        WeightsError: the name is one of Mistral's own format.
     """
     if name in MODEL:
         return [(MODEL[name], _Place(name))]
@@ -321,7 +211,22 @@ def _places(name: str, tensor: StoredTensor, n_experts: int) -> list[tuple[str, 
     if (found := _ALL_EXPERTS.fullmatch(name)) and len(tensor.shape) == 3 and tensor.shape[0] == n_experts:
         layer = f"layers.{found[1]}.feed_forward.experts"
         return [(f"{layer}.{e}.{EXPERT[found[2]]}.weight", _Place(name, e)) for e in range(n_experts)]
+    if PARAMETER.fullmatch(name):
+        raise WeightsError(
+            f"{path}: tensor {name!r} has its name from Mistral's own format, and a GGUF file calls it "
+            f"{stored_name(name)!r}: remove it, or fetch the file again"
+        )
     return [(name, _Place(name))]
+
+
+def stored_name(ours: str) -> str:
+    """The name of the tensor that holds a parameter in a GGUF file; the experts of a layer are together in one."""
+    if ours in _THEIRS:
+        return _THEIRS[ours]
+    _, number, inner = ours.removesuffix(".weight").split(".", 2)
+    if inner.startswith("feed_forward.experts."):
+        return f"blk.{number}.{_THEIRS_OF_EXPERTS[inner.rpartition('.')[2]]}_exps.weight"
+    return f"blk.{number}.{_THEIRS_IN_LAYER[inner]}.weight"
 
 
 def read_config(path: Path, header: Header) -> ModelConfig:
@@ -345,6 +250,11 @@ def read_config(path: Path, header: Header) -> ModelConfig:
             raise WeightsError(
                 f"{path}: 'llama.{key}' {shown(values[key])} is not supported: only plain rotary embeddings are"
             )
+    if values.get("attention.causal", True) is not True:
+        raise WeightsError(
+            f"{path}: 'llama.attention.causal' {shown(values['attention.causal'])} is not supported: a model that also "
+            "attends to later tokens (an embedding model) cannot be run"
+        )
     if "attention.sliding_window_pattern" in values:
         raise WeightsError(f"{path}: 'llama.attention.sliding_window_pattern' is not supported: take another format")
     for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
@@ -362,6 +272,7 @@ def read_config(path: Path, header: Header) -> ModelConfig:
             )
     return make_config(
         path,
+        keys=_KEYS,
         dim=dim,
         n_layers=whole(path, values, "block_count", most=DEEPEST),
         head_dim=head_dim,

@@ -1,6 +1,7 @@
 """Hugging Face's format: `config.json` with `model.safetensors`, in one file or in shards with an index.
 
-A key that is not in `config.json` means what `transformers` means by it, which depends on the kind of model.
+A key that is not in `config.json` means what `transformers` means by it, which depends on the kind of model. What each
+key does is in `huggingface_keys`.
 """
 
 import re
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig
+from cierzo.weights.huggingface_keys import check_keys
 from cierzo.weights.source import (
     DEEPEST,
     LONGEST,
+    PARAMETER,
     MappedTensors,
+    assign,
     flag,
     make_config,
     read_json,
@@ -24,6 +28,17 @@ from cierzo.weights.source import (
     shown,
     whole,
 )
+
+_KEYS = {
+    "dim": "hidden_size", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+    "norm_eps": "rms_norm_eps",
+}  # fmt: skip
+"""What `config.json` calls values that `ModelConfig` checks under other names."""
+
+_LAYER_TYPES = {
+    "full_attention": "full_attention", "attention": "full_attention", "sliding_attention": "sliding_attention",
+}  # fmt: skip
+"""Names of layers' attention, and what they mean; the second is of older files."""
 
 _MISTRAL = {
     "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
@@ -61,6 +76,8 @@ LAYER = {
     "block_sparse_moe.gate": "feed_forward.gate",
     "mlp.gate": "feed_forward.gate",
 }
+_THEIRS = {ours: theirs for theirs, ours in MODEL.items()}
+_THEIRS_IN_LAYER = {ours: theirs for theirs, ours in LAYER.items() if theirs != "mlp.gate"}
 _IN_LAYER = re.compile(r"model\.(layers\.\d+)\.(.+)\.weight")
 _EXPERT = re.compile(r"model\.(layers\.\d+)\.block_sparse_moe\.(experts\.\d+\.w[123]\.weight)")
 _ALL_EXPERTS = re.compile(r"model\.(layers\.\d+)\.mlp\.experts\.(gate_up_proj|down_proj)")
@@ -70,9 +87,11 @@ def open_huggingface(folder: Path) -> MappedTensors:
     config = read_config(folder / "config.json")
     tensors: dict[str, Tensor] = {}
     files: dict[str, Path] = {}
+    stored_as: dict[str, str] = {}
     for file, stored in _read_tensors(folder).items():
         for name, tensor in stored.items():
-            for ours, view in views(name, tensor, config):
+            for ours, view in views(file, name, tensor, config):
+                assign(stored_as, ours, name, file)
                 tensors[ours], files[ours] = view, file
     return MappedTensors(folder, config, tensors, files, partial(interleave, config.head_dim))
 
@@ -81,18 +100,15 @@ def read_config(path: Path) -> ModelConfig:
     """The configuration in a `config.json`; refuses by name what this model cannot run."""
     given = read_json(path)
     kind = _kind(path, given)
+    check_keys(path, given)
     values = _DEFAULTS[kind] | given
-    for key in ("attention_bias", "mlp_bias"):
-        if values.get(key):
-            raise WeightsError(f"{path}: {key!r} is not supported: this model has no biases")
-    if values.get("quantization_config"):
-        raise WeightsError(f"{path}: 'quantization_config': take the model that is not quantised, or a GGUF file")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):
         raise WeightsError(f"{path}: 'hidden_act' {shown(values['hidden_act'])} is not supported: only silu is")
     dim, n_heads = whole(path, values, "hidden_size"), whole(path, values, "num_attention_heads")
     n_layers = whole(path, values, "num_hidden_layers", most=DEEPEST)
     return make_config(
         path,
+        keys=_KEYS,
         dim=dim,
         n_layers=n_layers,
         head_dim=dim // n_heads if values.get("head_dim") is None else whole(path, values, "head_dim"),
@@ -103,12 +119,16 @@ def read_config(path: Path) -> ModelConfig:
         max_seq_len=whole(path, values, "max_position_embeddings", most=LONGEST),
         norm_eps=values["rms_norm_eps"],
         rope_theta=_rope_theta(path, values),
-        sliding_window=_window(path, kind, values),
+        sliding_window=_window(path, kind, values, n_layers),
         tied_embeddings=flag(path, values, "tie_word_embeddings"),
-        experts=(whole(path, values, "num_local_experts", most=DEEPEST), whole(path, values, "num_experts_per_tok"))
-        if kind == "mixtral"
-        else None,
+        experts=_experts(path, values) if kind == "mixtral" else None,
     )
+
+
+def _experts(path: Path, values: dict[str, Any]) -> tuple[int, int]:
+    """How many there are, and how many a token uses; of the two names for the first, `num_experts` wins."""
+    key = "num_experts" if "num_experts" in values else "num_local_experts"
+    return whole(path, values, key, most=DEEPEST), whole(path, values, "num_experts_per_tok", most=DEEPEST)
 
 
 def _kind(path: Path, given: dict[str, Any]) -> str:
@@ -118,7 +138,8 @@ def _kind(path: Path, given: dict[str, Any]) -> str:
     for architecture in architectures:
         if not isinstance(architecture, str) or not architecture.endswith("ForCausalLM"):
             raise WeightsError(
-                f"{path}: architecture {shown(architecture)} is not supported: it does not generate text alone"
+                f"{path}: 'architectures': architecture {shown(architecture)} is not supported: it does not generate "
+                "text alone"
             )
     kind = given.get("model_type") or "".join(architectures).removesuffix("ForCausalLM").lower()
     if not isinstance(kind, str) or kind not in _DEFAULTS:
@@ -128,24 +149,27 @@ def _kind(path: Path, given: dict[str, Any]) -> str:
 
 def _rope_theta(path: Path, values: dict[str, Any]) -> Any:
     """The rotary base: its own key until transformers 4, inside `rope_parameters` from 5 on."""
-    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rope = values.get(key) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default" or not isinstance(rope, dict):
-        raise WeightsError(f"{path}: rope scaling {shown(kind)} is not supported: only plain rotary embeddings are")
-    for settings in (rope, values):
-        if settings.get("partial_rotary_factor", 1.0) != 1.0:
-            raise WeightsError(f"{path}: 'partial_rotary_factor' is not supported: heads are rotated whole")
-    for layers in ("full_attention", "sliding_attention"):
+        raise WeightsError(
+            f"{path}: {key!r}: rope scaling {shown(kind)} is not supported: only plain rotary embeddings are"
+        )
+    if rope.get("partial_rotary_factor", 1) not in (1, None):
+        raise WeightsError(f"{path}: {key!r}: 'partial_rotary_factor' is not supported: heads are rotated whole")
+    for layers in _LAYER_TYPES.values():
         if layers in rope:
-            raise WeightsError(
-                f"{path}: 'rope_parameters' of its own for {layers!r} is not supported: give one for all"
-            )
-    return rope.get("rope_theta", values["rope_theta"])
+            raise WeightsError(f"{path}: {key!r} of its own for {layers!r} is not supported: give one for all layers")
+    theta = rope.get("rope_theta", values["rope_theta"])
+    if "rope_theta" in rope and not isinstance(theta, int | float):
+        raise WeightsError(f"{path}: {key!r}: rope_theta must be a positive number, not {shown(theta)}")
+    return theta
 
 
-def _window(path: Path, kind: str, values: dict[str, Any]) -> Any:
-    window = values["sliding_window"] if values.get("use_sliding_window", True) else None
-    layers = values.get("layer_types")
+def _window(path: Path, kind: str, values: dict[str, Any], n_layers: int) -> Any:
+    """The window of all layers, or of each."""
+    window, layers = values["sliding_window"], values.get("layer_types")
     if kind == "llama" and window is not None:
         raise WeightsError(
             f"{path}: 'sliding_window' means nothing to a llama model: remove it, or use model_type mistral"
@@ -154,11 +178,17 @@ def _window(path: Path, kind: str, values: dict[str, Any]) -> Any:
         return window
     if not isinstance(layers, list):
         raise WeightsError(f"{path}: 'layer_types' must be a list, not {shown(layers)}")
+    if len(layers) != n_layers:
+        raise WeightsError(
+            f"{path}: 'layer_types' has {len(layers)} entries for 'num_hidden_layers' {n_layers}: give one a layer"
+        )
     for layer in layers:
-        if layer not in ("full_attention", "sliding_attention"):
+        if not isinstance(layer, str) or layer not in _LAYER_TYPES:
             raise WeightsError(f"{path}: 'layer_types' entry {shown(layer)} is not supported")
         if layer == "sliding_attention" and window is None:
             raise WeightsError(f"{path}: 'layer_types' has {layer!r} but there is no 'sliding_window': add it")
+    if kind not in ("mistral", "ministral"):
+        return window  # transformers gives all layers of a mixtral the same mask
     return tuple(window if layer == "sliding_attention" else None for layer in layers)
 
 
@@ -181,20 +211,21 @@ def _read_tensors(folder: Path) -> dict[Path, dict[str, Tensor]]:
     missing = sorted(set(placed.values()) - there)
     if missing:
         raise WeightsError(f"{folder / missing[0]}: missing, with {len(missing) - 1} other shards: fetch the rest")
-    shards = {file: read_safetensors(folder / file) for file in sorted(set(placed.values()))}
-    kept: dict[Path, dict[str, Tensor]] = {folder / file: {} for file in shards}
+    shards = {folder / file: read_safetensors(folder / file) for file in sorted(set(placed.values()))}
     for name, file in placed.items():
-        if name not in shards[file]:
+        if name not in shards[folder / file]:
             raise WeightsError(f"{folder / file}: no tensor {name!r}, which the index places there: fetch it again")
-        kept[folder / file][name] = shards[file][name]
-    return kept
+    return shards  # with what the index does not list, which transformers reads as well
 
 
-def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """The parameters, by Mistral's names, that one stored tensor holds.
+def views(file: Path, name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The parameters, by Mistral's names, that one stored tensor of a file holds.
 
     Mixtral's experts are apart in `block_sparse_moe`, or together in `mlp.experts`: [experts, 2 F, D] with the gate
-    above the up projection, and [experts, D, F].
+    above the up projection, and [experts, D, F]. A tensor that has no place in the model keeps its name.
+
+    Raises:
+        WeightsError: the name is one of Mistral's own format, whose q and k have their rows in another order.
     """
     if name in MODEL:
         yield MODEL[name], tensor
@@ -218,8 +249,23 @@ def views(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str,
                 gate, up = expert.tensor_split(2)
                 yield f"{place}.w1.weight", gate
                 yield f"{place}.w3.weight", up
+    elif PARAMETER.fullmatch(name):
+        raise WeightsError(
+            f"{file}: tensor {name!r} has its name from Mistral's own format, and a Hugging Face folder calls it "
+            f"{stored_name(name)!r}: remove it, or take all files from one format"
+        )
     else:
         yield name, tensor
+
+
+def stored_name(ours: str) -> str:
+    """The name that a parameter has in a Hugging Face checkpoint."""
+    if ours in _THEIRS:
+        return _THEIRS[ours]
+    layers, number, inner = ours.removesuffix(".weight").split(".", 2)
+    if inner.startswith("feed_forward.experts."):
+        return f"model.{layers}.{number}.block_sparse_moe.{inner.removeprefix('feed_forward.')}.weight"
+    return f"model.{layers}.{number}.{_THEIRS_IN_LAYER[inner]}.weight"
 
 
 def halves(head_dim: int, name: str, tensor: Tensor) -> Tensor:

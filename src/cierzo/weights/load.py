@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cierzo.errors import WeightsError
 from cierzo.model import ModelConfig, Transformer
 from cierzo.ops import PackedMatrix, huge_pages
-from cierzo.weights.source import WeightSource, open_source
+from cierzo.weights.source import PARAMETER, WeightSource, open_source
 
 _ROUTER = "feed_forward.gate.weight"  # of a mixture of experts: small, and rounding it sends tokens elsewhere
 
@@ -35,13 +35,12 @@ def load_model(
 ) -> Transformer:
     """The model at `path` (see `open_source`), ready to run and without gradients.
 
-    `dtype` None keeps what the matrices are stored in; quantised ones become float32, on a GPU bfloat16. With
-    `packed`, the matrices of a quantised checkpoint stay in few bits on the CPU, which needs the native kernels, and
-    everything else becomes float32. Weights that need no conversion stay mapped files, which the operating system
-    reads when they are first used; where `mapped` is false, a packed folder's matrices are copied into huge pages
-    instead. Beyond the model itself, loading takes the memory of one tensor. `progress` hears (parameters done,
-    parameters in all). Raises `WeightsError`, also for numbers that are NaN or infinite (a packed folder's were looked
-    at when it was written) and where a GPU's memory is too small.
+    With `dtype` None, `computing_dtype` chooses. With `packed`, the matrices of a quantised checkpoint stay in few bits
+    on the CPU, which needs the native kernels, and everything else becomes float32. Weights that need no conversion
+    stay mapped files, which the operating system reads when they are first used; where `mapped` is false, a packed
+    folder's matrices are copied into huge pages instead. Beyond the model itself, loading takes the memory of one
+    tensor. `progress` hears (parameters done, parameters in all). Raises `WeightsError`, also for numbers that are NaN
+    or infinite (a packed folder's were looked at when it was written) and where a GPU's memory is too small.
     """
     source = open_source(path, mapped=mapped)
     on_cpu = torch.device(device).type == "cpu"
@@ -49,9 +48,7 @@ def load_model(
     if packed:
         dtype = torch.float32
     elif dtype is None:
-        # Half of float32's memory, and for matrices little beside the rounding to few bits; norms and routers are in
-        # bfloat16 in published checkpoints too.
-        dtype = torch.bfloat16 if source.quantized and not on_cpu else source.dtype
+        dtype = computing_dtype(source, on_cpu=on_cpu)
     check_counts(source)
     model = Transformer.without_weights(source.config)
     shapes = model_shapes(source.config, model)
@@ -73,6 +70,19 @@ def load_model(
             if progress:
                 progress(done, total)
     return model.eval()
+
+
+def computing_dtype(source: WeightSource, *, on_cpu: bool = True) -> torch.dtype:
+    """The type that a checkpoint's matrices are computed in when nobody asks for another.
+
+    float32 and bfloat16 stay. float16 does not: activations of models that were trained in bfloat16 pass its largest
+    number, 65,504, and no CPU computes fast in it. On the CPU it becomes float32, which holds the weights exactly
+    (bfloat16 has three bits less of mantissa). On a GPU, where float32 would often not fit, it becomes bfloat16, as
+    quantised matrices do, for which this rounding is small beside their own.
+    """
+    if source.dtype != torch.float16 and (on_cpu or not source.quantized):
+        return source.dtype
+    return torch.float32 if on_cpu else torch.bfloat16
 
 
 def _moved(
@@ -127,22 +137,24 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def check_counts(source: WeightSource) -> None:
-    """The files back the numbers of layers and experts that the configuration declares, before as many are built."""
+    """The files hold as many layers and experts as the configuration declares; before as many are built."""
     layers, experts = set[str](), set[str]()
-    for name in source.shapes:
+    for name in filter(PARAMETER.fullmatch, source.shapes):
         parts = name.split(".")
-        if parts[0] == "layers" and len(parts) > 2:
+        if parts[0] == "layers":
             layers.add(parts[1])
-            if parts[2:4] == ["feed_forward", "experts"] and len(parts) > 5:
+            if parts[3] == "experts":
                 experts.add(f"{parts[1]}.{parts[4]}")
     config = source.config
-    declared = {"layers": (config.n_layers, len(layers))}
+    declared = {"layers": ("num_hidden_layers, n_layers or block_count", config.n_layers, len(layers))}
     if config.moe:
-        declared["experts"] = (config.n_layers * config.moe.num_experts, len(experts))
-    for what, (said, found) in declared.items():
-        if said > found:
+        declared["experts"] = (
+            "num_local_experts, num_experts or expert_count", config.n_layers * config.moe.num_experts, len(experts),
+        )  # fmt: skip
+    for what, (keys, said, found) in declared.items():
+        if said != found:
             raise WeightsError(
-                f"{source.path}: tensors of {found} {what}, and the configuration says {said}: "
+                f"{source.path}: tensors of {found} {what}, and the configuration says {said} ({keys}): "
                 "fetch the model again, or check its configuration"
             )
 

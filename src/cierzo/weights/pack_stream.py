@@ -9,8 +9,13 @@ import ctypes.util
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial as bound
+from hashlib import blake2b
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from cierzo.errors import WeightsError
 from cierzo.progress import progress_bar
@@ -18,9 +23,9 @@ from cierzo.weights.consolidated import read_params
 from cierzo.weights.download import RemoteFile
 from cierzo.weights.huggingface import interleave, read_config, views
 from cierzo.weights.load import check_shapes, model_shapes
-from cierzo.weights.packed import packed_formats, write_rounded
+from cierzo.weights.packed import EMBEDDINGS, packed_formats, write_rounded
 from cierzo.weights.packing import FILE, PackedWriter, packed_size
-from cierzo.weights.source import MappedTensors, read_safetensors
+from cierzo.weights.source import MappedTensors, assign, read_safetensors, untied
 from cierzo.weights.store import check_space
 
 _INDEX = "model.safetensors.index.json"
@@ -75,6 +80,8 @@ class _Packer:
         self.formats = packed_formats(self.shapes, format)
         self.writer = PackedWriter(folder, self.config, self.shapes, self.formats)
         self.packed_shards = folder / "packed.shards"
+        self._tied: bytes | None = None
+        self._resumed = bool(self.writer.done)
         if not self.writer.done:  # shards of work on another layout have holes
             self.packed_shards.unlink(missing_ok=True)
             for shard in folder.glob("*.safetensors"):
@@ -88,20 +95,38 @@ class _Packer:
         check_space(self.folder, max(0, wanted - here), name)
 
     def has(self, shard: str) -> bool:
-        return self.packed_shards.is_file() and shard in self.packed_shards.read_text().split("\n")
+        return shard in self._journal()
+
+    def _journal(self) -> dict[str, dict[str, str]]:
+        """The shards that are packed, each with its parameters and what their tensors were called there."""
+        journal: dict[str, dict[str, str]] = {}
+        for line in self.packed_shards.read_text().splitlines() if self.packed_shards.is_file() else []:
+            shard, _, stored_as = line.partition("\t")
+            with suppress(ValueError):  # a line that was cut off
+                journal[shard] = json.loads(stored_as)
+        return journal
 
     def pack(self, shard: str) -> None:
-        """The tensors of a shard that is there; those that an earlier run packed are passed over."""
+        """The tensors of a shard that is there; those that an earlier run packed are passed over.
+
+        Raises:
+            WeightsError: also for two tensors that are one parameter, in whichever shards.
+        """
         path = self.folder / shard
+        before = {ours: name for stored_as in self._journal().values() for ours, name in stored_as.items()}
+        stored_as: dict[str, str] = {}
         stored = read_safetensors(path)
         places = _places(path)
         with path.open("r+b") as file:
             for name in list(stored):
                 tensor = stored.pop(name)
-                parts = dict([(name, tensor)] if self.consolidated else views(name, tensor, self.config))
-                if self.config.tied_embeddings:
-                    parts.pop("output.weight", None)
-                for ours, view in parts.items():
+                for ours, view in [(name, tensor)] if self.consolidated else views(path, name, tensor, self.config):
+                    assign(before, ours, name, path)
+                    stored_as[ours] = before[ours]
+                    if ours in EMBEDDINGS and self.config.tied_embeddings:
+                        self._check_tied(path, view)
+                        if ours == "output.weight":
+                            continue
                     if ours in self.writer.done:
                         continue
                     convert = (lambda _, t: t) if self.consolidated else bound(interleave, self.config.head_dim)
@@ -109,10 +134,22 @@ class _Packer:
                     if self.shapes.get(ours) != source.shapes[ours]:
                         check_shapes(source, {ours: self.shapes[ours]} if ours in self.shapes else {})
                     write_rounded(self.writer, source, ours)
-                del tensor, parts
+                del tensor
                 _give_back(file.fileno(), *places[name])
         with self.packed_shards.open("a") as journal:
-            print(shard, file=journal)
+            print(shard, json.dumps(stored_as), sep="\t", file=journal)
+
+    def _check_tied(self, path: Path, embedding: Tensor) -> None:
+        """Of embedding and output, whichever comes second must be the same; they may be in different shards.
+
+        After a stop, what was read before may be a hole in its file, which cannot be compared.
+        """
+        if self._resumed:
+            return
+        digest = blake2b(embedding.contiguous().view(torch.uint8).numpy()).digest()
+        if self._tied not in (None, digest):
+            raise untied(path)
+        self._tied = digest
 
     def finish(self) -> None:
         missing = [name for name in self.shapes if name not in self.writer.done]

@@ -37,6 +37,7 @@ from cierzo.weights.source import (
     open_source,
     read_safetensors,
     shown,
+    unique_keys,
     whole,
 )
 from cierzo.weights.store import begin, complete, locked
@@ -61,8 +62,14 @@ class PackedFolder:
         self.config = _config(file, metadata)
         self._tensors = read_safetensors(file, floats=False)
         end = max((tensor.data_ptr() + tensor.nbytes for tensor in self._tensors.values()), default=0)
+        shapes = _shapes(file, metadata)
         self._origin = end - file.stat().st_size  # address of the file's first byte: tensors fill it to its end
-        self.shapes = {name: self._shape(name, shape) for name, shape in _shapes(file, metadata).items()}
+        self.shapes = {name: self._shape(name, shape) for name, shape in shapes.items()}
+        undeclared = sorted(self._tensors.keys() - shapes.keys())
+        if undeclared and shapes:  # without any, it is told how many layers there should be
+            raise WeightsError(
+                f"{file}: tensor {undeclared[0]!r} is not declared in the file's metadata: quantise the model again"
+            )
         coded: dict[str, set[bool]] = {}
         for name, shape in self.shapes.items():
             if is_matrix(name, shape):
@@ -137,7 +144,7 @@ def _metadata(file: Path) -> dict[str, str]:
 
 def _json(file: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        value = json.loads(metadata[key])
+        value = json.loads(metadata[key], object_pairs_hook=unique_keys)
     except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{file}: metadata {key!r} cannot be read: quantise the model again") from error
     if not isinstance(value, dict):

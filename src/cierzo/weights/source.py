@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,12 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST, LONGEST, DEEPEST = 2**20, 2**24, 2**12
 """The widest dimension or largest vocabulary, the longest text, and the most layers or experts that a file may declare:
 far beyond every model, and small enough that no product of them overflows."""
+
+PARAMETER = re.compile(
+    r"(tok_embeddings|norm|output|layers\.\d+\.(attention\.w[qkvo]|attention_norm|ffn_norm"
+    r"|feed_forward\.(w[123]|gate|experts\.\d+\.w[123])))\.weight"
+)
+"""The names of parameters, which are those of Mistral's own format."""
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -91,9 +98,7 @@ class MappedTensors:
         if config.tied_embeddings and "output.weight" in tensors:
             output = tensors.pop("output.weight")
             if not torch.equal(output, tensors.get("tok_embeddings.weight", output)):
-                raise WeightsError(
-                    f"{path}: embeddings are declared tied, but 'output.weight' differs: declare them untied"
-                )
+                raise untied(path)
         self.path, self.config, self._tensors, self._convert = path, config, tensors, convert
         self.file = files.__getitem__
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -158,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a key that is there twice, NaN, Infinity and halves of characters are refused."""
     try:
         data = path.read_bytes()
-        values = json.loads(data, object_pairs_hook=_object, parse_constant=_no_number)
+        values = json.loads(data, object_pairs_hook=unique_keys, parse_constant=_no_number)
         if _SURROGATE.search(data):
             json.dumps(values, ensure_ascii=False).encode()  # raises a ValueError when one is without the other
     except OSError as error:
@@ -172,7 +177,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `object_pairs_hook` of `json.loads`. Raises ValueError when a key is there twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
@@ -209,12 +215,20 @@ def shown(value: Any) -> str:
     return _short.repr(value)
 
 
-def make_config(path: Path, *, experts: tuple[int, int] | None, **values: Any) -> ModelConfig:
-    """`ModelConfig(**values)`, whose complaints name the file; `experts`: how many there are, how many a token uses."""
+def make_config(
+    path: Path, *, experts: tuple[int, int] | None, keys: Mapping[str, str] = MappingProxyType({}), **values: Any
+) -> ModelConfig:
+    """`ModelConfig(**values)`, whose complaints name the file.
+
+    Args:
+        experts: how many there are, how many a token uses.
+        keys: what the file calls values that have another name there, for messages.
+    """
     try:
         return ModelConfig(**values, moe=MoeConfig(*experts) if experts else None)
     except ConfigError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        named = [f"{name} is {theirs!r}" for name, theirs in keys.items() if re.search(rf"\b{name}\b", str(error))]
+        raise WeightsError(f"{path}: {error}" + (f" ({', '.join(named)} there)" if named else "")) from error
 
 
 def read_safetensors(path: Path, *, floats: bool = True) -> dict[str, Tensor]:
@@ -244,6 +258,28 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
         if not tensor.numel():
             raise WeightsError(f"{path}: tensor {name!r} is {list(tensor.shape)}, which is empty: fetch it again")
+
+
+def assign(stored_as: dict[str, str], ours: str, stored: str, file: Path) -> None:
+    """Note in `stored_as` that the parameter `ours` is the tensor `stored` of a file.
+
+    Raises:
+        WeightsError: another tensor is that parameter already.
+    """
+    here = f"{stored!r} of {file.name}"
+    if ours in stored_as:
+        raise WeightsError(
+            f"{file}: tensors {stored_as[ours]} and {here} are both the parameter {ours!r}: remove one of them, or "
+            "fetch the model again"
+        )
+    stored_as[ours] = here
+
+
+def untied(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path}: embeddings are declared tied (tie_word_embeddings or tied_embeddings), but 'output.weight' "
+        "(lm_head.weight) differs from 'tok_embeddings.weight' (model.embed_tokens.weight): declare them untied"
+    )
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:

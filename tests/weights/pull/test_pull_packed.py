@@ -1,15 +1,17 @@
 """Models into the store, packed on the way."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.ops import Format, PackedMatrix, quantize
 from cierzo.weights import load_model, pack_stream
 from cierzo.weights.pull import pull, resolve_model
-from support.checkpoints import random_weights, write_consolidated
+from support.checkpoints import huggingface_model, random_weights, write_consolidated
 from support.pulling import CONFIG
 from support.web import Web
 
@@ -82,3 +84,26 @@ def test_what_cannot_be_packed_on_the_way(hub: Web, tmp_path: Path) -> None:
     hub.add_model("some/broken", write_consolidated(tmp_path / "broken", CONFIG, broken))
     with pytest.raises(WeightsError, match=r"1 of 30 tensors are missing, 'norm\.weight' first"):
         pull("some/broken", pack="q4", progress=False)
+
+
+def changed(folder: Path, *, added: dict[str, torch.Tensor], **settings: bool) -> Path:
+    """A model in shards, with more tensors in the last one, and with another configuration."""
+    huggingface_model(CONFIG, random_weights(CONFIG), "Mistral").save_pretrained(folder, max_shard_size="30KB")
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    save_file(load_file(last) | added, last)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | settings))
+    return folder
+
+
+def test_no_tensor_replaces_another_on_the_way(hub: Web, tmp_path: Path) -> None:
+    hub.add_model("some/stray", changed(tmp_path / "stray", added={"output.weight": torch.zeros(96, 32)}))
+    with pytest.raises(WeightsError, match=r"'output\.weight' has its name.*'lm_head\.weight'"):
+        pull("some/stray", pack="q8", progress=False)
+    first = next(name for name in load_file(tmp_path / "stray" / "model-00001-of-00004.safetensors"))
+    hub.add_model("some/twice", changed(tmp_path / "twice", added={first: torch.zeros(4)}))
+    with pytest.raises(WeightsError, match=rf"'{first}' of model-00001\S+ and '{first}' of model-00004\S+ are both"):
+        pull("some/twice", pack="q8", progress=False)
+    hub.add_model("some/tied", changed(tmp_path / "tied", added={}, tie_word_embeddings=True))
+    with pytest.raises(WeightsError, match=r"declared tied .*'output\.weight'"):
+        pull("some/tied", pack="q8", progress=False)
