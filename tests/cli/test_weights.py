@@ -6,15 +6,17 @@ from pathlib import Path
 
 import mistral_common
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cierzo.cli import app
 from cierzo.errors import CierzoError
 from cierzo.model import PRESETS, ModelConfig
-from cierzo.weights import quantize_model
+from cierzo.weights import open_source, quantize_model
 from cierzo.weights.fit import _layers, cache_bytes
 from cierzo.weights.load import model_shapes
 from cierzo.weights.packed import packed_formats
+from cierzo.weights.store import size_text
 from support.checkpoints import huggingface_model, random_weights
 from support.web import Web, serve
 
@@ -101,6 +103,12 @@ def test_fit_says_what_a_model_takes(folder: Path) -> None:
     assert "2 layers of 32" in out
     assert "q4t: weights" in out
     assert "tokens/s" in out
+    assert f"as it is, in float32: weights {size_text(4 * CONFIG.n_params)}, cache" in out
+    narrow = torch.float16
+    huggingface_model(CONFIG, random_weights(CONFIG), "Mistral").to(narrow).save_pretrained(folder)
+    assert open_source(folder).dtype == narrow
+    out, _ = run("fit", str(folder), "--context", "32")
+    assert f"as it is, in float32: weights {size_text(4 * CONFIG.n_params)}, cache" in out
     for wrong in ("0", "1000000000000"):
         with pytest.raises(CierzoError, match="--context must be from 1 to the model's"):
             run("fit", str(folder), "--context", wrong)

@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
-from cierzo.errors import CierzoError
+from cierzo import ops
+from cierzo.errors import NOT_FINITE, CierzoError
 from cierzo.models import Entry
 from support.models import tiny_config, tiny_engine
 from support.server import Served, served, until
@@ -194,6 +196,53 @@ def test_a_stopped_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "no more" not in failed.text  # what it was is the log's to say
         assert httpx.get(f"{server.url}/health").status_code == 503
         assert httpx.get(f"{server.url}/ready").json() == {"status": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a~b"}], "max_tokens": 4}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a~b"}], "logprobs": True, "stream": True}),
+        ("/v1/completions", {"prompt": ["good", "a~b"], "max_tokens": 4, "logprobs": 2}),
+        ("/v1/completions", {"prompt": "a~b", "max_tokens": 4, "stream": True}),
+        ("/v1/completions", {"prompt": "a~b", "max_tokens": 0, "echo": True, "logprobs": 2}),
+        ("/v1/embeddings", {"input": ["good", "a~b"]}),
+        ("/v1/embeddings", {"input": "a~b", "encoding_format": "base64", "pooling": "last"}),
+        ("/v1/messages", {"model": "tiny", "messages": [{"role": "user", "content": "a~b"}], "max_tokens": 4}),
+    ],
+)
+def test_scores_that_are_no_numbers_are_told(
+    path: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By every API in the same words, with nothing of our code in the log; others are answered meanwhile."""
+    embed = ops.embed
+
+    def poisoned(tokens: torch.Tensor, weight: Any) -> torch.Tensor:
+        rows = embed(tokens, weight).clone()
+        rows[tokens == ord("~")] = torch.nan
+        return rows
+
+    monkeypatch.setattr(ops, "embed", poisoned)
+    with (
+        served(tiny_engine(tiny_config()), log_level="info") as server,
+        caplog.at_level("INFO", "cierzo.serve"),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        other = pool.submit(post, server, {**ASKED, "max_tokens": 300, "logit_bias": {str(ord("~")): -100}})
+        refused = post(server, asked, path)
+        if asked.get("stream"):
+            assert refused.status_code == 200
+            told = json.loads(refused.text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+        else:
+            assert refused.status_code == 500
+            told = refused.json()["error"]
+        assert told["message"] == NOT_FINITE
+        assert (told["type"], told.get("code")) in (("server_error", "scores_not_finite"), ("api_error", None))
+        assert other.result().json()["usage"]["completion_tokens"] == 300
+        assert server.until_idle()
+    assert not [record for record in caplog.records if record.exc_info]
+    errors = [vars(record)["fields"].get("error") for record in caplog.records if record.getMessage() == "request"]
+    assert "scores_not_finite" in errors
 
 
 def test_a_model_that_cannot_be_loaded_is_told_without_its_path(

@@ -77,6 +77,8 @@ def test_a_pattern_in_sliding_window_itself_and_unknown_keys(tmp_path: Path) -> 
         ({"quantization": {"qformat_weight": "fp8_e4m3"}}, "quantization"),
         ({"vision_encoder": {"hidden_size": 1024}}, "vision_encoder"),
         ({"lora": {"rank": 64}}, "lora"),
+        ({"causal": False}, "causal"),
+        ({"is_causal": None}, "is_causal"),
         ({"use_biases": True}, "use_biases"),
         ({"use_scaled_rope": True}, "use_scaled_rope"),
         ({"moe": {"num_experts": 8, "num_experts_per_tok": 2}}, "rope_theta"),

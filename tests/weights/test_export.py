@@ -1,5 +1,6 @@
 """Models into other formats: exact where the format allows, and as `transformers` and PEFT understand them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from torch import Tensor
 from cierzo.errors import CierzoError, WeightsError
 from cierzo.model import ModelConfig, MoeConfig
 from cierzo.ops import Format, pack, quantize
-from cierzo.weights import load_model, open_source, quantize_model
+from cierzo.weights import consolidated, load_model, open_source, quantize_model
 from cierzo.weights.export import export_consolidated, export_huggingface
 from cierzo.weights.export_gguf import blocks, export_gguf
 from support.checkpoints import huggingface_model, huggingface_weights, random_weights, write_consolidated, write_gguf
+from support.logits import packed_logits
 
 VOCABULARY = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["<s>", "a", "b"]}
 
@@ -35,6 +37,20 @@ MODELS = {
     "mistral-tied": shape(rope_theta=1e6, tied_embeddings=True),
     "mixtral": shape(moe=MoeConfig(5, 2), rope_theta=1e6),
     "ministral": shape(n_layers=4, sliding_window=(None, 7, 7, 7), rope_theta=1e8),
+}
+MORE_MODELS = MODELS | {
+    "full": shape(),
+    "full, each layer by itself": shape(sliding_window=(None, None, None)),
+    "dilation without a window": shape(window_dilation=(2, 1, 3)),
+    "one window, each layer by itself": shape(sliding_window=(7, 7, 7), window_dilation=(1, 1, 1)),
+    "window as long as the context": shape(sliding_window=128),
+    "heads that do not divide the width": shape(dim=50, n_heads=6),
+    "one key head": shape(n_kv_heads=1, sliding_window=(7, None, 7), tied_embeddings=True),
+    "all key heads": shape(n_kv_heads=6),
+    "a whole number as epsilon": shape(norm_eps=1),
+    "mixtral-window": shape(moe=MoeConfig(5, 2), sliding_window=7),
+    "mixtral-windows": shape(moe=MoeConfig(2, 2), sliding_window=(7, 7, 7), tied_embeddings=True),
+    "mixtral, one expert": shape(moe=MoeConfig(1, 1), sliding_window=(None, None, None), dim=50),
 }
 EXPORTS: dict[str, Callable[..., None]] = {
     "huggingface": export_huggingface,
@@ -71,22 +87,48 @@ def test_sixteen_bits_come_back_as_they_were(name: str, to: str, tmp_path: Path)
     assert_same(tensors(tmp_path / "again"), weights)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_transformers_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MORE_MODELS)
+def test_transformers_gives_the_same_logits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MORE_MODELS[name]
+    monkeypatch.setattr(consolidated, "read_params", lambda _: config)  # params.json cannot say all of them
+    original = write_consolidated(tmp_path / "original", config, random_weights(config))
+    assert_exported_alike(original, tmp_path / "out")
+
+
+def assert_exported_alike(original: Path, out: Path) -> None:
+    """The exported model gives our logits in transformers, and again here."""
     import transformers
 
-    config = MODELS[name]
-    original = write_consolidated(tmp_path / "original", config, random_weights(config))
-    export_huggingface(original, tmp_path / "out", dtype=torch.float32)
+    export_huggingface(original, out, dtype=torch.float32)
     settings = {"attn_implementation": "eager", "experts_implementation": "eager", "dtype": torch.float32}
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", **settings)
-    text = torch.randint(config.vocab_size, (60,), generator=torch.Generator().manual_seed(1))
-    from support.logits import packed_logits
-
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, **settings)
+    text = torch.randint(open_source(original).config.vocab_size, (60,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = theirs.eval()(text.unsqueeze(0)).logits[0]
-    (ours,) = packed_logits(load_model(original), [text])
-    assert (ours - expected).abs().max() < 1e-4
+    for folder in (original, out):
+        (ours,) = packed_logits(load_model(folder), [text])
+        assert (ours - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["Mistral", "Ministral"])
+def test_an_interleaved_model_whose_layers_all_see_everything(kind: str, tmp_path: Path) -> None:
+    config = shape(sliding_window=7)
+    folder = tmp_path / "original"
+    huggingface_model(config, random_weights(config), kind).save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    for more in ({"layer_types": ["full_attention"] * 3}, {"layer_types": ["sliding_attention"] * 3}):
+        (folder / "config.json").write_text(json.dumps(values | more))
+        out = tmp_path / more["layer_types"][0]
+        assert_exported_alike(folder, out)
+
+
+def test_dilated_windows_have_no_form_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape(sliding_window=(7, None, 5), window_dilation=(1, 1, 2))
+    monkeypatch.setattr(consolidated, "read_params", lambda _: config)
+    original = write_consolidated(tmp_path / "original", config, random_weights(config))
+    for name in ("huggingface", "consolidated"):
+        with pytest.raises(CierzoError, match="its windows are dilated"):
+            EXPORTS[name](original, tmp_path / "out")
 
 
 def test_shards_and_their_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +275,13 @@ def test_what_has_no_form_there(tmp_path: Path) -> None:
     original = write_consolidated(tmp_path / "original", mixed, random_weights(mixed))
     with pytest.raises(CierzoError, match="GGUF has one window for all layers"):
         export_gguf(original, tmp_path / "out.gguf", vocabulary=VOCABULARY, name="x")
+    for several in (
+        shape(sliding_window=(7, 9, 7)), shape(moe=MoeConfig(2, 1), sliding_window=(7, None, 7), rope_theta=1e6)
+    ):  # fmt: skip
+        write_consolidated(tmp_path / "original", several, random_weights(several))
+        with pytest.raises(CierzoError, match=r"several windows.*no Hugging Face form"):
+            export_huggingface(tmp_path / "original", tmp_path / "out")
+    write_consolidated(tmp_path / "original", mixed, random_weights(mixed))
     with pytest.raises(CierzoError, match=r"must end with \.gguf"):
         export_gguf(original, tmp_path / "out", vocabulary=VOCABULARY, name="x")
     config = MODELS["mistral-window"]

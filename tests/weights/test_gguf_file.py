@@ -80,6 +80,7 @@ def test_configuration(tmp_path: Path) -> None:
     assert open_source(small(tmp_path)).config == SMALL
     config = open_source(edited(tmp_path, llama__attention__sliding_window=0, llama__rope__scaling__type="none")).config
     assert config.sliding_window is None
+    assert open_source(edited(tmp_path, llama__attention__causal=True)).config == SMALL
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -124,6 +125,8 @@ def test_types(kind: GGMLQuantizationType, dtype: torch.dtype, tmp_path: Path) -
         ({"general__architecture": "qwen2"}, "qwen2"),
         ({"llama__rope__scaling__type": "yarn"}, "yarn"),
         ({"llama__rope__scaling__factor": 4.0}, "rope.scaling.factor"),
+        ({"llama__attention__causal": False}, "attention.causal"),
+        ({"llama__attention__causal": 0}, "attention.causal"),
         ({"llama__rope__dimension_count": 8}, "rope.dimension_count"),
         ({"llama__attention__value_length": 8}, "attention.value_length"),
         ({"llama__attention__sliding_window_pattern": 4}, "sliding_window_pattern"),

@@ -12,11 +12,15 @@ import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 
+from cierzo.engine import Engine
 from cierzo.errors import WeightsError
+from cierzo.loading import Loaded
 from cierzo.model import ModelConfig
 from cierzo.weights import load_model, open_source
 from cierzo.weights.load import all_finite
 from support.checkpoints import huggingface_model, random_weights, write_consolidated, write_gguf
+from support.logits import packed_logits
+from support.models import ByteTokenizer
 
 SMALL = ModelConfig(
     dim=16, n_layers=2, head_dim=8, hidden_dim=24, n_heads=2, n_kv_heads=1, vocab_size=32, max_seq_len=64
@@ -42,6 +46,38 @@ def test_few_bits_become_bfloat16_where_no_kernels_take_them(kind: str, dtype: t
     config = replace(SMALL, dim=32, hidden_dim=32, head_dim=16)
     path = write_gguf(tmp_path / "m.gguf", config, random_weights(config), GGMLQuantizationType[kind])
     assert {p.dtype for p in load_model(path, packed=True, device="meta").parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("form", ["consolidated", "huggingface", "gguf"])
+def test_float16_is_computed_in_a_type_that_holds_what_is_computed(form: str, tmp_path: Path) -> None:
+    """The gated half of a feed-forward passes 65,504 in this model, and its output does not."""
+    weights = random_weights(SMALL)
+    for name in weights:
+        if name.endswith(("w1.weight", "w3.weight")):
+            weights[name] *= 400
+        elif name.endswith("w2.weight"):
+            weights[name] /= 1e5
+    halves = {name: tensor.half() for name, tensor in weights.items()}
+    if form == "gguf":
+        path = write_gguf(tmp_path / "m.gguf", SMALL, weights, GGMLQuantizationType.F16)
+    elif form == "huggingface":
+        huggingface_model(SMALL, weights, "Mistral").half().save_pretrained(path := tmp_path)
+    else:
+        path = write_consolidated(tmp_path, SMALL, halves)
+    assert open_source(path).dtype == torch.float16
+    model, text = load_model(path), torch.arange(30)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.layers[1].attention.wq.weight.half(), halves["layers.1.attention.wq.weight"])  # type: ignore[union-attr, arg-type]
+    (logits,) = packed_logits(model, [text])
+    assert logits.isfinite().all()
+    (narrow,) = packed_logits(load_model(path, dtype=torch.float16), [text])
+    assert not narrow.isfinite().all()
+    assert {parameter.dtype for parameter in load_model(path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in load_model(path, device="meta").parameters()} == {torch.bfloat16}
+    engine = Engine(model, ByteTokenizer(), max_seq_len=64, cache_tokens=64)
+    card = Loaded("m", path, engine).card
+    assert (card.format, card.cache_dtype) == ("float32", "float32")
+    assert card.weights == 4 * SMALL.n_params
 
 
 def test_a_gpu_that_is_too_small_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

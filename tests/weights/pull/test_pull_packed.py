@@ -100,9 +100,9 @@ def test_no_tensor_replaces_another_on_the_way(hub: Web, tmp_path: Path) -> None
     hub.add_model("some/stray", changed(tmp_path / "stray", added={"output.weight": torch.zeros(96, 32)}))
     with pytest.raises(WeightsError, match=r"'output\.weight' has its name.*'lm_head\.weight'"):
         pull("some/stray", pack="q8", progress=False)
-    first = next(name for name in load_file(tmp_path / "stray" / "model-00001-of-00004.safetensors"))
+    first = next(iter(load_file(min((tmp_path / "stray").glob("model-00001-of-*")))))
     hub.add_model("some/twice", changed(tmp_path / "twice", added={first: torch.zeros(4)}))
-    with pytest.raises(WeightsError, match=rf"'{first}' of model-00001\S+ and '{first}' of model-00004\S+ are both"):
+    with pytest.raises(WeightsError, match=rf"'{first}' of model-00001\S+ and '{first}' of \S+ are both"):
         pull("some/twice", pack="q8", progress=False)
     hub.add_model("some/tied", changed(tmp_path / "tied", added={}, tie_word_embeddings=True))
     with pytest.raises(WeightsError, match=r"declared tied .*'output\.weight'"):
