@@ -13,7 +13,8 @@ from cierzo.model import ModelConfig, Transformer
 from cierzo.ops import CACHE_TYPES, PackedMatrix, free_memory, head_width, machine
 from cierzo.progress import progress_bar
 from cierzo.tokens import Tokenizer, load_tokenizer
-from cierzo.weights import load_model
+from cierzo.weights import load_model, open_source
+from cierzo.weights.load import computing_dtype
 from cierzo.weights.pull import resolve_model
 
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -160,15 +161,31 @@ def load(
 def _load(path: Path, options: LoadOptions, progress: bool) -> tuple[Transformer, Tokenizer]:
     tokenizer = load_tokenizer(path, options.chat_template)
     with progress_bar(f"loading {path.name}", wanted=progress) as report:
-        device, dtype = resolve_device(options.device), _DTYPES[options.dtype]
-        packed = options.dtype == "auto" and device.type == "cpu" and machine().kernels is not None
-        transformer = load_model(path, dtype=dtype, packed=packed, mapped=options.mmap, device=device, progress=report)
+        device = resolve_device(options.device)
+        transformer = load_model(
+            path, dtype=_DTYPES[options.dtype], packed=_packed(options, device), mapped=options.mmap, device=device,
+            progress=report,
+        )  # fmt: skip
     if tokenizer.vocab_size > transformer.config.vocab_size:
         raise CierzoError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} tokens and the weights {transformer.config.vocab_size}: "
             "they are not of one model"
         )
     return transformer, tokenizer
+
+
+def _packed(options: LoadOptions, device: torch.device) -> bool:
+    """Whether matrices in few bits stay so."""
+    return options.dtype == "auto" and device.type == "cpu" and machine().kernels is not None
+
+
+def weights_size(path: Path, options: LoadOptions) -> int:
+    """Bytes that a model's weights will take: those of its files if they stay in few bits, or of its numbers' type."""
+    source, device = open_source(path), resolve_device(options.device)
+    if source.quantized and _packed(options, device):
+        return sum(file.stat().st_size for file in {source.file(name) for name in source.shapes})
+    dtype = _DTYPES[options.dtype] or computing_dtype(source, on_cpu=device.type == "cpu")
+    return source.config.n_params * dtype.itemsize
 
 
 def load_engine(model: str | Path | None, options: LoadOptions, *, promised: int = 0, progress: bool = False) -> Loaded:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from cierzo.async_llm import AsyncLLM
 from cierzo.errors import CierzoError
-from cierzo.loading import LoadOptions, load_engine, resolve_device
+from cierzo.loading import LoadOptions, load_engine, resolve_device, weights_size
 from cierzo.ops import free_memory
 from cierzo.weights.pull import resolve_model
-from cierzo.weights.source import open_source
 
 State = Literal["unloaded", "loading", "loaded", "unloading"]
 
@@ -149,7 +148,7 @@ class Models:
         entry.state = "loading"
         path = await asyncio.to_thread(resolve_model, entry.source, progress=self._progress)  # may fetch it
         async with self._one_load:
-            entry.size = await asyncio.to_thread(_size, path)
+            entry.size = await asyncio.to_thread(weights_size, path, self._options)
             await self._make_room(entry)
             loaded = await asyncio.to_thread(
                 load_engine, path, self._options, promised=self._promised(), progress=self._progress
@@ -158,7 +157,7 @@ class Models:
         self._rest(entry)
 
     async def _make_room(self, entry: Entry) -> None:
-        """Unload who was not used for longest until the model's files fit."""
+        """Unload who was not used for longest until the model's weights fit."""
         while entry.size > (free := self.free()):
             leaving = next((e.work for e in self.entries.values() if e.state == "unloading"), None)
             idle = [e for e in self.entries.values() if e.llm is not None and not e.users]
@@ -191,12 +190,6 @@ class Models:
         assert entry.llm is not None
         llm, entry.llm, entry.state = entry.llm, None, "unloading"
         return self._begin(entry, llm.close(drain=drain))
-
-
-def _size(path: Path) -> int:
-    """Bytes of the files that hold a model's weights."""
-    source = open_source(path)
-    return sum(file.stat().st_size for file in {source.file(name) for name in source.shapes})
 
 
 def _gib(size: int) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from cierzo.engine import Engine
 from cierzo.errors import WeightsError
-from cierzo.loading import Loaded
+from cierzo.loading import Loaded, LoadOptions, weights_size
 from cierzo.model import ModelConfig
 from cierzo.weights import load_model, open_source
 from cierzo.weights.load import all_finite
@@ -77,7 +77,8 @@ def test_float16_is_computed_in_a_type_that_holds_what_is_computed(form: str, tm
     engine = Engine(model, ByteTokenizer(), max_seq_len=64, cache_tokens=64)
     card = Loaded("m", path, engine).card
     assert (card.format, card.cache_dtype) == ("float32", "float32")
-    assert card.weights == 4 * SMALL.n_params
+    assert card.weights == weights_size(path, LoadOptions()) == 4 * SMALL.n_params
+    assert weights_size(path, LoadOptions(dtype="bfloat16")) == 2 * SMALL.n_params
 
 
 def test_a_gpu_that_is_too_small_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,7 +17,7 @@ from cierzo.weights import load_model, open_source, quantize_model
 from cierzo.weights.packing import FILE
 from support.checkpoints import huggingface_model, huggingface_weights, random_weights, write_consolidated, write_gguf
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "dim": 32, "n_layers": 2, "head_dim": 8, "hidden_dim": 32, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 64,
     "max_seq_len": 64,
 }  # fmt: skip

@@ -146,7 +146,7 @@ class _Packer:
         """
         if self._resumed:
             return
-        digest = blake2b(embedding.contiguous().view(torch.uint8).numpy()).digest()
+        digest = blake2b(embedding.contiguous().view(torch.uint8).numpy().data).digest()
         if self._tied not in (None, digest):
             raise untied(path)
         self._tied = digest
