@@ -69,7 +69,9 @@ _BIDIRECTIONAL = "attention here is causal, and an embedding model that attends 
 
 REFUSED: dict[str, Refusal] = {
     "is_causal": Refusal((True,), _BIDIRECTIONAL),  # null and 0 are false to transformers
-    "use_bidirectional_attention": Refusal((None, False), _BIDIRECTIONAL),  # other models' name of it
+    "causal": Refusal((None, True), _BIDIRECTIONAL),  # this and the next two: other models' names of it
+    "bidirectional": Refusal((None, False), _BIDIRECTIONAL),
+    "use_bidirectional_attention": Refusal((None, False), _BIDIRECTIONAL),
     "attention_bias": _NO_BIAS,
     "mlp_bias": _NO_BIAS,
     "quantization_config": Refusal((None,), "take the model that is not quantised, or a GGUF file"),
@@ -87,8 +89,9 @@ REFUSED: dict[str, Refusal] = {
 }
 """Keys that change what a model computes, in a way that cannot be run here, or that transformers does not load at all.
 
-`attention_bias`, `mlp_bias` (both but for llama), `use_bidirectional_attention` and `partial_rotary_factor` outside of
-the rope settings are without effect in transformers. Who wrote them meant a model that this is not.
+`attention_bias`, `mlp_bias` (both but for llama), `causal`, `bidirectional`, `use_bidirectional_attention` and
+`partial_rotary_factor` outside of the rope settings are without effect in transformers. Whoever wrote them meant a model
+that this is not.
 """
 
 WITHOUT_EFFECT = frozenset({
