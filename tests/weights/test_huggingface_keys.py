@@ -126,7 +126,8 @@ LENIENT: list[tuple[str, dict[str, Any]]] = [
 """What runs here although transformers fails, with the only meaning that it can have."""
 
 REFUSED_VALUES: dict[str, Any] = {
-    "is_causal": False, "causal": False, "bidirectional": True, "use_bidirectional_attention": True, "attention_bias": True, "mlp_bias": True,
+    "is_causal": False, "causal": False, "bidirectional": True, "use_bidirectional_attention": True,
+    "attention_bias": True, "mlp_bias": True,
     "quantization_config": {"quant_method": "awq", "bits": 4}, "partial_rotary_factor": 0.5,
     "per_layer_config": {"1": {"rms_norm_eps": 0.5}}, "attention_chunk_size": 4, "kv_sharing_modes": ["reuse"] * 4,
     "text_config": {"hidden_size": 16}, "text_encoder": {"hidden_size": 16}, "decoder": {"hidden_size": 16},

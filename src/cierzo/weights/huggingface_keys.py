@@ -90,8 +90,8 @@ REFUSED: dict[str, Refusal] = {
 """Keys that change what a model computes, in a way that cannot be run here, or that transformers does not load at all.
 
 `attention_bias`, `mlp_bias` (both but for llama), `causal`, `bidirectional`, `use_bidirectional_attention` and
-`partial_rotary_factor` outside of the rope settings are without effect in transformers. Whoever wrote them meant a model
-that this is not.
+`partial_rotary_factor` outside of the rope settings are without effect in transformers. Whoever wrote them meant a
+model that this is not.
 """
 
 WITHOUT_EFFECT = frozenset({
